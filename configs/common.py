@@ -1,0 +1,139 @@
+"""The base of every configuration: each field once, with its unit and its meaning.
+
+A config file under `configs/` calls `base()`, edits what differs, and shrinks last (`shrink`), so that `:quick` and
+`:tiny` are the real configuration made small and never a copy of it. Every field can be overridden on the command
+line: `--config.optimizer.learning_rate=3e-4`. Nothing here is derived from another field: durations of warmup and
+decay are fractions of the run.
+"""
+
+from collections.abc import Callable
+
+import ml_collections
+
+ARGUMENTS = ("", "quick", "tiny")
+
+
+def base() -> ml_collections.ConfigDict:
+    """Returns the common base configuration; every config file starts from it."""
+    c = ml_collections.ConfigDict()
+    c.seed = 0  # initial weights, order of the examples, masks and augmentations; evaluation masks and splits ignore it
+    c.image_size = 128  # pixels, height = width
+    c.batch_size = 32  # examples of one microbatch over all devices and hosts
+    c.accumulate = 1  # microbatches whose gradients are averaged in one optimiser step
+    c.epochs = 100  # passes over the training split; the remainder of an incomplete batch is dropped
+    c.max_steps = 0  # stop after so many optimiser steps; 0 = the number of epochs decides
+    c.patience = 0  # early stopping after so many epochs without a better validation value; 0 = off
+    c.epoch_break = 1  # early stopping acts only at multiples of so many epochs
+    c.log_every_steps = 50  # a metrics row each so many steps
+    c.eval_every_epochs = 1  # validation and best checkpoint each so many epochs
+    c.sample_every_epochs = 5  # sample grid each so many epochs, and after the first
+    c.checkpoint_every_steps = 500  # checkpoint each so many steps, and at every validation
+    c.dtype = "float32"  # compute type of the networks, float32 | bfloat16; parameters and losses stay float32
+    c.ema_decay = 0.999  # moving average of generator weights, per step, with a warmup; 0 = off
+    c.parallel = "pmap"  # pmap | shard_map
+    c.deterministic = False  # True: deterministic GPU kernels (slower), needed for bit-identical resumption on GPUs
+
+    c.data = ml_collections.ConfigDict()
+    c.data.source = "procedural_normals"  # procedural_normals | folder | tfds
+    c.data.path = ""  # folder: root of the image tree; tfds: the data_dir; "" = INPAINT_DATA_DIR/<name> for a folder
+    c.data.name = ""  # a folder below INPAINT_DATA_DIR, or the name of a TFDS data set
+    c.data.kind = "normal_maps"  # normal_maps | photographs: which metrics, baselines and augmentations apply
+    c.data.normal_y = "up"  # up (OpenGL) | down (DirectX): which way the green channel of a normal map points
+    c.data.fit = "resize"  # resize (short side, then centre crop) | crop (centre crop at native resolution)
+    c.data.limit = 0  # use only so many training examples (the first by hash); 0 = all
+    c.data.split_counts = (0, 0, 0)  # exact sizes of train, val, test; zeros = split_fractions decide
+    c.data.split_fractions = (0.8, 0.1, 0.1)  # thresholds on the hash of each picture's group
+    c.data.split_folders = ("", "", "")  # explicit folders below the path for train, val, test
+    c.data.group_pattern = ""  # regular expression on the file name; equal first groups stay in one split
+    c.data.skip_bad = 0  # so many unreadable files are left out with a warning; one more is an error
+    c.data.reader_threads = 2  # threads that decode or render examples
+    c.data.cache_megabytes = 2048  # decoded training pictures are kept in memory up to this size; 0 = decode each time
+    c.data.augment = True  # random flips and quarter turns on the device
+
+    c.mask = ml_collections.ConfigDict()
+    c.mask.name = "lines"  # lines | squares | freeform | mixture | files
+    c.mask.path = ""  # files: root of a tree of mask pictures, white = hole
+    c.mask.ratio = (0.02, 0.6)  # hole pixels / all pixels, bounds of one drawn mask
+    c.mask.options = ml_collections.ConfigDict()  # parameters of the family, see inpaint_jax/masks.py
+    c.mask.evaluation_seed = 1  # of the stored evaluation masks; the training seed does not touch them
+
+    c.task = ml_collections.ConfigDict()
+    c.task.inputs = ("masked", "mask")  # what the generator sees, from: masked, mask, mask3, luminance
+    c.task.fill = "zero"  # what holes of the masked input hold: zero | mean | flat_normal
+    c.task.value_range = (-1.0, 1.0)  # of images inside the networks: (-1, 1) or (0, 1)
+
+    c.generator = ml_collections.ConfigDict()
+    c.generator.name = "unet"
+    c.generator.width = 64  # features of the outermost level
+    c.generator.skips = True  # False: bowtie
+    c.generator.normalisation = "batch"  # batch | instance | none
+    c.generator.output = "unit"  # unit (tanh, then L2 over channels) | tanh
+
+    c.discriminator = ml_collections.ConfigDict()
+    c.discriminator.name = "patchgan"  # patchgan | none (generator only)
+    c.discriminator.width = 64  # features of the first layer
+    c.discriminator.normalisation = "batch"  # batch | instance | none
+    c.discriminator.sees = "completed"  # completed (known pixels from the original) | output (the raw output)
+    c.discriminator.condition = "none"  # none | input: the generator's input beside the image
+
+    c.losses = ml_collections.ConfigDict()  # name: loss_term(...)
+
+    c.regime = ml_collections.ConfigDict()
+    c.regime.update = "simultaneous"  # simultaneous | sequential (D first, then G against the new D)
+    c.regime.monitor = "angular_error_deg_hole"  # validation metric that decides the best checkpoint
+
+    c.optimizer = ml_collections.ConfigDict()
+    c.optimizer.name = "adam"  # adam | sgd | rmsprop | adagrad
+    c.optimizer.learning_rate = 1e-4  # of the generator, at the top of the schedule
+    c.optimizer.discriminator_rate_ratio = 1.0  # the discriminator's learning rate / the generator's
+    c.optimizer.b1 = 0.9
+    c.optimizer.b2 = 0.999
+    c.optimizer.epsilon = 1e-8
+    c.optimizer.clip_norm = 0.0  # global gradient norm per parameter group; 0 = no clipping
+    c.optimizer.schedule = "constant"  # constant | cosine
+    c.optimizer.warmup_fraction = 0.0  # share of the run with a linearly rising rate
+    c.optimizer.final_fraction = 0.0  # cosine: rate at the end / rate at the top
+
+    c.evaluation = ml_collections.ConfigDict()
+    c.evaluation.batch_size = 32  # examples; a smaller last batch is padded with weight 0
+    c.evaluation.samples = 8  # fixed validation images in a sample grid
+    c.evaluation.val_limit = 512  # validate on at most so many images; 0 = all
+    c.evaluation.test_limit = 0  # test on at most so many images; 0 = all
+    return c
+
+
+def loss_term(fn: str, weight: float, on: str = "output", region: str = "hole") -> ml_collections.ConfigDict:
+    """One entry of `config.losses`: function, weight, `on` output|completed, `region` full|hole|band, full view."""
+    return ml_collections.ConfigDict({"fn": fn, "weight": weight, "on": on, "region": region, "view": "full"})
+
+
+def finish(
+    config: ml_collections.ConfigDict, arg: str, shrink: dict[str, Callable[[ml_collections.ConfigDict], None]]
+) -> ml_collections.ConfigDict:
+    """Applies the shrinking that `arg` names ("" = the full run) and returns the config.
+
+    Raises:
+        ValueError: an argument after the colon that the config does not know.
+    """
+    if arg not in ARGUMENTS:
+        raise ValueError(f"unknown config argument {arg!r}: use one of :quick, :tiny, or none for the full run")
+    if arg:
+        shrink[arg](config)
+    return config
+
+
+def tiny(config: ml_collections.ConfigDict) -> None:
+    """Shrinks any config to seconds on a laptop CPU, on embedded data: for tests."""
+    config.image_size = 32
+    config.batch_size = 4
+    config.epochs = 3
+    config.log_every_steps = 1
+    config.checkpoint_every_steps = 3
+    config.sample_every_epochs = 2
+    config.generator.width = 8
+    config.discriminator.width = 8
+    config.data.source = "procedural_normals"
+    config.data.path = config.data.name = ""
+    config.data.split_counts = (18, 6, 6)
+    config.evaluation.batch_size = 4
+    config.evaluation.samples = 2

@@ -1,0 +1,124 @@
+"""Configurations as data: flattening, hashes, validation, and what may change between a run and its resumption."""
+
+import hashlib
+import json
+from typing import Any
+
+import ml_collections
+
+# A resumed run may differ in these (prefixes of flattened keys): where things lie, how much is reported, how the work
+# is spread, how fast data is read. Everything else decides numbers, and must stay.
+RESUMABLE_CHANGES = (
+    "parallel",
+    "log_every_steps",
+    "sample_every_epochs",
+    "checkpoint_every_steps",
+    "data.path",
+    "data.reader_threads",
+    "data.cache_megabytes",
+    "evaluation.samples",
+    "evaluation.test_limit",
+)
+_ALLOWED = {
+    "dtype": ("float32", "bfloat16"),
+    "parallel": ("pmap", "shard_map"),
+    "data.kind": ("normal_maps", "photographs"),
+    "data.normal_y": ("up", "down"),
+    "data.fit": ("resize", "crop"),
+    "task.fill": ("zero", "mean", "flat_normal"),
+    "task.value_range": ((-1.0, 1.0), (0.0, 1.0)),
+    "discriminator.sees": ("completed", "output"),
+    "discriminator.condition": ("none", "input"),
+    "regime.update": ("simultaneous", "sequential"),
+    "optimizer.schedule": ("constant", "cosine"),
+}
+_POSITIVE = ("image_size", "batch_size", "accumulate", "epochs", "log_every_steps", "eval_every_epochs", "epoch_break")
+
+
+def flatten(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Returns `{dotted key: plain value}`, sorted by key; tuples become lists, as JSON would store them."""
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            flat.update({f"{key}.{inner}": v for inner, v in flatten(value).items()})
+        else:
+            flat[key] = list(value) if isinstance(value, tuple) else value
+    return dict(sorted(flat.items()))
+
+
+def to_json(config: ml_collections.ConfigDict) -> str:
+    """Returns the config as indented JSON, keys sorted."""
+    return json.dumps(json.loads(config.to_json(sort_keys=True)), indent=2, sort_keys=True) + "\n"
+
+
+def from_json(text: str) -> ml_collections.ConfigDict:
+    """Reads what `to_json` wrote; lists become tuples again, as configs hold them."""
+
+    def tuples(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: tuples(inner) for key, inner in value.items()}
+        return tuple(tuples(inner) for inner in value) if isinstance(value, list) else value
+
+    return ml_collections.ConfigDict(tuples(json.loads(text)))
+
+
+def _digest(flat: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _resume_view(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    flat = flatten(config)
+    return {k: v for k, v in flat.items() if not k.startswith(RESUMABLE_CHANGES) and k not in ("epochs", "max_steps")}
+
+
+def hashes(config: ml_collections.ConfigDict) -> dict[str, str]:
+    """Returns the three hashes of a config: `config`, `group` (all seeds together) and `resume` (must not change)."""
+    flat = flatten(config)
+    return {
+        "config": _digest(flat),
+        "group": _digest({k: v for k, v in flat.items() if k != "seed"}),
+        "resume": _digest(_resume_view(config)),
+    }
+
+
+def resume_differences(earlier: ml_collections.ConfigDict, now: ml_collections.ConfigDict) -> list[str]:
+    """Returns one line for each field that a resumption may not change, and for a shorter run."""
+    a, b = _resume_view(earlier), _resume_view(now)
+    lines = [
+        f"{key}: {a.get(key, '(absent)')!r} -> {b.get(key, '(absent)')!r}"
+        for key in sorted(a.keys() | b.keys())
+        if key not in a or key not in b or a[key] != b[key]
+    ]
+    if now.epochs < earlier.epochs:
+        lines.append(f"epochs: {earlier.epochs} -> {now.epochs} (may only grow)")
+    if earlier.max_steps and 0 < now.max_steps < earlier.max_steps:
+        lines.append(f"max_steps: {earlier.max_steps} -> {now.max_steps} (may only grow)")
+    return lines
+
+
+def validate(config: ml_collections.ConfigDict) -> None:
+    """Checks values that would fail later or silently mean nothing.
+
+    Raises:
+        ValueError: one sentence with the field, its value and what is allowed.
+    """
+    flat = flatten(config)
+    for key, allowed in _ALLOWED.items():
+        value = tuple(flat[key]) if isinstance(flat[key], list) else flat[key]
+        if value not in allowed:
+            raise ValueError(f"config.{key} = {value!r}: use one of {', '.join(map(repr, allowed))}")
+    for key in _POSITIVE:
+        if flat[key] < 1:
+            raise ValueError(f"config.{key} = {flat[key]}: must be at least 1")
+    if config.image_size & (config.image_size - 1) or config.image_size < 32:
+        raise ValueError(f"config.image_size = {config.image_size}: must be a power of two of at least 32")
+    if not 0.0 <= config.ema_decay < 1.0:
+        raise ValueError(f"config.ema_decay = {config.ema_decay}: must be in [0, 1)")
+    if not config.losses:
+        raise ValueError("config.losses is empty: name at least one loss term")
+    adversarial = [name for name, term in config.losses.items() if term.fn == "adversarial"]
+    if (config.discriminator.name == "none") != (not adversarial):
+        raise ValueError(
+            f"config.discriminator.name = {config.discriminator.name!r} does not fit the adversarial loss terms "
+            f"{adversarial}: a discriminator needs one, and one needs a discriminator"
+        )

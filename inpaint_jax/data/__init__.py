@@ -1,0 +1,125 @@
+"""Where pictures come from: `load_splits` turns `config.data` into three sources of uint8 pictures."""
+
+import functools
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import ml_collections
+
+from inpaint_jax.data import folder, procedural_normals, splits
+from inpaint_jax.data.source import ImageSource
+
+Splits = dict[str, ImageSource]
+# One seed for everyone: the pictures do not depend on the seed of the training run.
+PROCEDURAL_SEED = 20260101
+
+
+def _fingerprint(*parts: object) -> str:
+    return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:16]
+
+
+def _procedural(config: ml_collections.ConfigDict, size: int, cache: Path | None) -> Splits:
+    counts = tuple(config.split_counts)
+    if min(counts) < 1:
+        raise ValueError(f"config.data.split_counts = {counts}: procedural_normals needs the size of each split")
+    if config.kind != "normal_maps":
+        raise ValueError(f"config.data.kind = {config.kind!r}: the source procedural_normals holds normal_maps")
+    # Splits lie far apart in the index space, so that a larger training split never runs into the others.
+    offsets = {"train": 0, "val": 1 << 40, "test": 2 << 40}
+    result = {}
+    for name, count in zip(splits.SPLITS, counts, strict=True):
+        offset = offsets[name]
+        if name == "train" and config.limit:
+            count = min(count, config.limit)
+
+        def load(index: int, offset: int = offset):
+            return procedural_normals.render_normal_map(PROCEDURAL_SEED, offset + index, size, config.normal_y)
+
+        result[name] = ImageSource(
+            [f"{name}_{i:06d}" for i in range(count)],
+            load,
+            _fingerprint("procedural_normals", procedural_normals.VERSION, offset, count, size, config.normal_y),
+            config.cache_megabytes << 20,
+        )
+    return result
+
+
+def _folder(config: ml_collections.ConfigDict, size: int, cache: Path | None) -> Splits:
+    root = _folder_root(config)
+    smallest = size if config.fit == "crop" else 1
+    if any(config.split_folders):
+        if not all(config.split_folders):
+            raise ValueError(f"config.data.split_folders = {tuple(config.split_folders)}: name all three, or none")
+        names_by_split, manifest = [], {}
+        for below in config.split_folders:
+            names = [f"{below}/{name}" for name in folder.find_images(root / below)]
+            part = folder.read_manifest(root, names, cache and cache / f"manifest_{len(names_by_split)}.json", 8)
+            names_by_split.append(folder.usable(part, smallest, config.skip_bad))
+            manifest.update(part)
+    else:
+        manifest = folder.read_manifest(root, folder.find_images(root), cache and cache / "manifest.json", 8)
+        names = folder.usable(manifest, smallest, config.skip_bad)
+        groups = [splits.group_of(name, manifest[name]["hash"], config.group_pattern) for name in names]
+        if any(config.split_counts):
+            assignment = splits.split_by_counts(groups, config.split_counts)
+        else:
+            assignment = splits.split_by_fractions(groups, config.split_fractions)
+        names_by_split = [[n for n, a in zip(names, assignment, strict=True) if a == i] for i in range(3)]
+    result = {}
+    for split, names in zip(splits.SPLITS, names_by_split, strict=True):
+        if split == "train" and config.limit:
+            names = sorted(names, key=lambda n: splits.position(manifest[n]["hash"]))[: config.limit]
+            names = sorted(names)
+        if not names:
+            raise ValueError(f"the {split} split of {str(root)!r} is empty: add pictures, or change the split's share")
+        result[split] = ImageSource(
+            names,
+            folder.loader(root, names, size, config.fit),
+            _fingerprint("folder", size, config.fit, *(f"{n} {manifest[n]['hash']}" for n in names)),
+            config.cache_megabytes << 20,
+        )
+    return result
+
+
+def _folder_root(config: ml_collections.ConfigDict) -> Path:
+    if config.path:
+        return Path(config.path).expanduser()
+    if config.name and os.environ.get("INPAINT_DATA_DIR"):
+        return Path(os.environ["INPAINT_DATA_DIR"]) / config.name
+    raise ValueError(
+        "the folder source needs a folder: set config.data.path, "
+        "or config.data.name and the environment variable INPAINT_DATA_DIR"
+    )
+
+
+# Name in config.data.source -> function (config.data, image size, folder for cached manifests or None) -> splits.
+SOURCES: dict[str, Callable[[ml_collections.ConfigDict, int, Path | None], Splits]] = {
+    "procedural_normals": _procedural,
+    "folder": _folder,
+}
+
+
+def load_splits(config: ml_collections.ConfigDict, size: int, cache: Path | None = None) -> Splits:
+    """Returns `{"train", "val", "test"}` sources of uint8 (size, size, 3) pictures.
+
+    Args:
+        config: `config.data`.
+        size: height and width of every picture, in pixels.
+        cache: folder in which a folder source keeps its manifest of checked files; None = check every time.
+
+    Raises:
+        ValueError: an unknown source, a missing or empty folder, bad files, an empty split.
+    """
+    if config.source not in SOURCES:
+        raise ValueError(f"config.data.source = {config.source!r}: known sources are {', '.join(sorted(SOURCES))}")
+    return SOURCES[config.source](config, size, cache)
+
+
+@functools.cache
+def load_mask_files(path: str, size: int) -> ImageSource:
+    """Returns the mask pictures below `path` as a source of uint8 (size, size, 1), white = hole = 1."""
+    root = Path(path).expanduser()
+    names = folder.find_images(root)
+    return ImageSource(names, folder.mask_loader(root, names, size), _fingerprint("masks", *names), 1 << 30)

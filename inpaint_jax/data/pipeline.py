@@ -1,0 +1,91 @@
+"""The grain pipeline: batch = f(seed, step), so that a restart at any step sees what the first run would have seen."""
+
+from collections.abc import Iterator, Sequence
+
+import grain
+import numpy as np
+
+from inpaint_jax.data.source import ImageSource
+
+
+def steps_per_epoch(examples: int, batch: int) -> int:
+    """Returns the number of whole batches in one epoch; the remainder is dropped.
+
+    Raises:
+        ValueError: not even one batch.
+    """
+    if examples < batch:
+        raise ValueError(
+            f"the training split has {examples} pictures but one step takes {batch}: lower config.batch_size "
+            "(or config.accumulate), or add pictures"
+        )
+    return examples // batch
+
+
+def train_batches(
+    source: ImageSource,
+    *,
+    seed: int,
+    batch: int,
+    start_step: int,
+    stop_step: int,
+    threads: int,
+    masks: ImageSource | None = None,
+    host: int = 0,
+    hosts: int = 1,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yields this host's share of the batches of steps [start_step, stop_step).
+
+    Args:
+        source: the training pictures, uint8 (H, W, 3) each.
+        seed: orders the pictures of every epoch anew; another part is dropped in each.
+        batch: examples of one step over all hosts, a multiple of `hosts`.
+        masks: pictures of masks, uint8 (H, W, 1) of 0 and 1, drawn at random by slot; None = drawn on the device.
+        host: this process; it reads the `host`-th contiguous block of every step's slots.
+
+    Yields:
+        {image: uint8 (batch / hosts, H, W, 3), slot: int32 (batch / hosts,), mask?: uint8 (batch / hosts, H, W, 1)}.
+    """
+    per_epoch = steps_per_epoch(len(source), batch)
+    epochs = -(-stop_step // per_epoch)
+    mask_order = None
+    if masks is not None:
+        mask_order = grain.MapDataset.range(len(masks)).seed(seed + 1).shuffle().repeat()
+
+    def example(slot: int, image: np.ndarray) -> dict[str, np.ndarray]:
+        fields = {"image": image, "slot": np.int32(slot)}
+        if mask_order is not None:
+            fields["mask"] = masks[mask_order[slot]]
+        return fields
+
+    dataset = grain.MapDataset.source(source).seed(seed).shuffle()[: per_epoch * batch].repeat(epochs)
+    dataset = dataset.map_with_index(example).batch(batch // hosts)
+    dataset = dataset[start_step * hosts + host : stop_step * hosts : hosts]
+    # Threads, not processes: worker processes take seconds to start and decoding releases the interpreter lock.
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2, 2 * threads))
+    return iter(dataset.to_iter_dataset(options))
+
+
+def evaluation_batches(
+    images: ImageSource, masks: np.ndarray, batch: int, indices: Sequence[int] | None = None
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yields all examples in order, the last batch padded by repeating its first example at weight 0.
+
+    Args:
+        images: pictures, uint8 (H, W, 3) each.
+        masks: uint8 (N, H, W, 1), mask i belongs to picture i.
+        indices: which pictures; None = as many as there are masks.
+
+    Yields:
+        {image: uint8 (batch, H, W, 3), mask: uint8 (batch, H, W, 1), weight: float32 (batch,), index: int32 (batch,)}.
+    """
+    indices = range(len(masks)) if indices is None else indices
+    for start in range(0, len(indices), batch):
+        real = list(indices[start : start + batch])
+        padded = real + real[:1] * (batch - len(real))
+        yield {
+            "image": np.stack([images[i] for i in padded]),
+            "mask": np.stack([masks[i] for i in padded]),
+            "weight": np.asarray([1.0] * len(real) + [0.0] * (batch - len(real)), np.float32),
+            "index": np.asarray(padded, np.int32),
+        }

@@ -1,0 +1,38 @@
+"""An image source: a fixed sequence of uint8 pictures with names, and a bounded memory of decoded ones."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass
+class ImageSource:
+    """Random access to pictures, the form in which grain reads them.
+
+    Attributes:
+        names: one name per picture, for reports; relative POSIX paths of files.
+        load: index -> uint8 (H, W, 3); must be thread-safe and deterministic.
+        fingerprint: changes whenever the pictures or their order change.
+        cache_bytes: decoded pictures are kept while they fit all together; 0 = never.
+    """
+
+    names: Sequence[str]
+    load: Callable[[int], np.ndarray]
+    fingerprint: str
+    cache_bytes: int = 0
+    _kept: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """Returns picture `index` as uint8 (H, W, 3), which the caller must not change."""
+        index = int(index)
+        if (kept := self._kept.get(index)) is not None:
+            return kept
+        image = self.load(index)
+        # All or nothing: a part kept of a larger set would make the pace of an epoch uneven.
+        if image.nbytes * len(self) <= self.cache_bytes:
+            self._kept[index] = image
+        return image

@@ -1,0 +1,119 @@
+"""Losses as small pure functions with one signature, and the weighted sum that a config names.
+
+Every reconstruction loss is `loss(prediction, target, weight) -> (B,)` in float32: prediction and target (B, H, W, C)
+in the task's value range, weight (B, H, W, 1) in [0, 1]. It is the sum in the region over max(1, pixels x channels)
+of the region, for each example; the mean over examples follows outside, so that nothing depends on how the batch is
+spread over devices.
+"""
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from inpaint_jax import masks
+
+BAND_PIXELS = 4
+
+
+def _mean_in_region(error: jax.Array, weight: jax.Array) -> jax.Array:
+    error = error.astype(jnp.float32)
+    pixels = jnp.sum(weight, axis=(1, 2, 3)) * error.shape[-1]
+    return jnp.sum(error * weight, axis=(1, 2, 3)) / jnp.maximum(pixels, 1.0)
+
+
+def l1(prediction: jax.Array, target: jax.Array, weight: jax.Array) -> jax.Array:
+    """Mean absolute error."""
+    return _mean_in_region(jnp.abs(prediction - target), weight)
+
+
+def mse(prediction: jax.Array, target: jax.Array, weight: jax.Array) -> jax.Array:
+    """Mean squared error."""
+    return _mean_in_region(jnp.square(prediction - target), weight)
+
+
+def cosine(prediction: jax.Array, target: jax.Array, weight: jax.Array) -> jax.Array:
+    """One minus the cosine similarity of the vectors of each pixel; needs images in [-1, 1]."""
+    prediction, target = prediction.astype(jnp.float32), target.astype(jnp.float32)
+    lengths = jnp.sum(jnp.square(prediction), -1) * jnp.sum(jnp.square(target), -1)
+    similarity = jnp.sum(prediction * target, -1) * jax.lax.rsqrt(jnp.maximum(lengths, 1e-6))
+    return _mean_in_region(1.0 - similarity[..., None], weight)
+
+
+def vector_distance(prediction: jax.Array, target: jax.Array, weight: jax.Array) -> jax.Array:
+    """Euclidean distance between unit vectors, about the angle in radians; robust where `cosine` is quadratic.
+
+    Smoothed at zero: sqrt(d^2 + 1e-4). The target is normalised, the prediction is taken as it is.
+    """
+    target = target / jnp.maximum(jnp.linalg.norm(target, axis=-1, keepdims=True), 1e-3)
+    squared = jnp.sum(jnp.square(prediction - target), axis=-1, keepdims=True)
+    return _mean_in_region(jnp.sqrt(squared + 1e-4), weight)
+
+
+def bce_logits(logits: jax.Array, target: float) -> jax.Array:
+    """Binary cross-entropy of logits (B, h, w, 1) against one target in [0, 1], mean over patches, (B,)."""
+    labels = jnp.full_like(logits, target, jnp.float32)
+    return optax.sigmoid_binary_cross_entropy(logits.astype(jnp.float32), labels).mean(axis=(1, 2, 3))
+
+
+Loss = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+LOSSES: dict[str, Loss] = {"l1": l1, "mse": mse, "cosine": cosine, "vector_distance": vector_distance}
+ADVERSARIAL = "adversarial"
+
+
+def region_weight(mask: jax.Array, region: str) -> jax.Array:
+    """Returns the weight (B, H, W, 1) of a region: full, hole, or band (the known pixels within 4 of the hole)."""
+    if region == "full":
+        return jnp.ones_like(mask)
+    return mask if region == "hole" else masks.band(mask, BAND_PIXELS)
+
+
+def validate_losses(terms: ml_collections.ConfigDict) -> None:
+    """Checks the entries of `config.losses`.
+
+    Raises:
+        ValueError: an unknown function, region or image, with the known ones.
+    """
+    choices = {
+        "fn": (*sorted(LOSSES), ADVERSARIAL),
+        "on": ("output", "completed"),
+        "region": ("full", "hole", "band"),
+        "view": ("full",),
+    }
+    for name, term in terms.items():
+        for key, known in choices.items():
+            if term[key] not in known:
+                raise ValueError(f"config.losses.{name}.{key} = {term[key]!r}: known are {', '.join(known)}")
+
+
+def generator_loss(
+    terms: ml_collections.ConfigDict, images: Mapping[str, jax.Array], fake_logits: jax.Array | None
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Returns the weighted sum and every term raw and weighted, each a mean over the examples.
+
+    Args:
+        terms: `config.losses`.
+        images: `image`, `mask`, `output` and `completed`, (B, H, W, C).
+        fake_logits: the discriminator's answer to what it sees of the generator, (B, h, w, 1); None without one.
+    """
+    total, parts = jnp.float32(0.0), {}
+    for name, term in terms.items():
+        if term.fn == ADVERSARIAL:
+            raw = bce_logits(fake_logits, 1.0).mean()
+        else:
+            weight = region_weight(images["mask"], term.region)
+            raw = LOSSES[term.fn](images[term.on], images["image"], weight).mean()
+        parts[f"loss/{name}"] = raw
+        parts[f"loss/{name}_weighted"] = term.weight * raw
+        total = total + term.weight * raw
+    return total, parts
+
+
+def discriminator_loss(
+    real_logits: jax.Array, fake_logits: jax.Array
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Returns BCE(1, D(real)) + BCE(0, D(fake)) and both parts, each a mean over the examples."""
+    real, fake = bce_logits(real_logits, 1.0).mean(), bce_logits(fake_logits, 0.0).mean()
+    return real + fake, {"loss/discriminator_real": real, "loss/discriminator_fake": fake}

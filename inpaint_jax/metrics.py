@@ -1,0 +1,233 @@
+"""Image metrics, computed per image on the device: PSNR, SSIM, L1 and the angular error of normal maps.
+
+Every function is pure, takes a batch and returns one number per image, so that the caller can average over
+images of any number of batches and give padding a weight of zero. An image without a hole gets the score of a
+perfect one in the hole forms: it is finite, and nothing was asked of the model there.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# PSNR of a perfect image, in decibels, where the logarithm would be infinite: a mean squared error of 1e-10.
+PSNR_CAP_DB = 100.0
+
+SSIM_WINDOW = 11  # pixels
+SSIM_SIGMA = 1.5  # pixels
+SSIM_K1 = 0.01
+SSIM_K2 = 0.03
+
+# Which direction is better.
+METRIC_DIRECTION = {
+    "psnr_db_full": "max",
+    "psnr_db_hole": "max",
+    "ssim_full": "max",
+    "ssim_hole": "max",
+    "l1_full": "min",
+    "l1_hole": "min",
+    "angular_error_deg_hole": "min",
+}
+
+
+def hole_ratio(mask: jax.Array) -> jax.Array:
+    """Returns the share of each image that is hole.
+
+    Args:
+        mask: float32 (B, H, W, 1), 1 = hole, 0 = known.
+
+    Returns:
+        float32 (B,) in [0, 1].
+    """
+    return jnp.mean(mask, axis=(1, 2, 3))
+
+
+def region_mean(values: jax.Array, region: jax.Array, empty: float) -> jax.Array:
+    """Averages a map over the pixels of a region and all channels, image by image.
+
+    Args:
+        values: float32 (B, H, W, C).
+        region: float32 (B, H, W, 1), 1 where a pixel counts.
+        empty: the result for an image in which no pixel counts.
+
+    Returns:
+        float32 (B,) in the unit of `values`.
+    """
+    area = jnp.sum(region, axis=(1, 2, 3)) * values.shape[-1]
+    total = jnp.sum(values * region, axis=(1, 2, 3))
+    return jnp.where(area > 0, total / jnp.maximum(area, 1.0), empty)
+
+
+def l1(prediction: jax.Array, target: jax.Array, region: jax.Array) -> jax.Array:
+    """Computes the mean absolute error over a region.
+
+    Args:
+        prediction: float32 (B, H, W, C) in [0, 1].
+        target: float32 (B, H, W, C) in [0, 1].
+        region: float32 (B, H, W, 1), 1 where a pixel counts: the mask for the hole form, ones for the full form.
+
+    Returns:
+        float32 (B,) in [0, 1]; 0 where no pixel counts.
+    """
+    return region_mean(jnp.abs(prediction - target), region, empty=0.0)
+
+
+def psnr_db(prediction: jax.Array, target: jax.Array, region: jax.Array) -> jax.Array:
+    """Computes the peak signal-to-noise ratio over a region, for a peak of 1.
+
+    Args:
+        prediction: float32 (B, H, W, C) in [0, 1].
+        target: float32 (B, H, W, C) in [0, 1].
+        region: float32 (B, H, W, 1), 1 where a pixel counts: the mask for the hole form, ones for the full form.
+
+    Returns:
+        float32 (B,) in decibels, at most `PSNR_CAP_DB`, which is also the value where no pixel counts.
+    """
+    mean_squared_error = region_mean(jnp.square(prediction - target), region, empty=0.0)
+    smallest_error = 10.0 ** (-PSNR_CAP_DB / 10.0)
+    decibels = -10.0 * jnp.log10(jnp.maximum(mean_squared_error, smallest_error))
+    return jnp.minimum(decibels, PSNR_CAP_DB)
+
+
+def _gaussian_blur(images: jax.Array) -> jax.Array:
+    """Blurs (B, H, W, C) with the SSIM window, the image reflected at its border, the outermost pixels repeated."""
+    radius = SSIM_WINDOW // 2
+    offsets = np.arange(-radius, radius + 1)
+    weights = np.exp(-0.5 * (offsets / SSIM_SIGMA) ** 2)
+    weights = (weights / weights.sum()).astype(np.float32)
+    # Sums of shifted images: exact float32 on every device (a matrix product may run in TF32 on a GPU), and far
+    # faster on a CPU than a convolution per channel.
+    for axis in (1, 2):
+        margins = [(radius, radius) if axis == other else (0, 0) for other in range(4)]
+        padded = jnp.pad(images, margins, mode="symmetric")
+        size = images.shape[axis]
+        images = sum(
+            weight * jax.lax.slice_in_dim(padded, shift, shift + size, axis=axis)
+            for shift, weight in enumerate(weights)
+        )
+    return images
+
+
+def ssim_map(prediction: jax.Array, target: jax.Array) -> jax.Array:
+    """Computes the structural similarity around every pixel, channel by channel.
+
+    Wang, Bovik, Sheikh and Simoncelli, "Image quality assessment: from error visibility to structural similarity",
+    IEEE Transactions on Image Processing 13(4), 2004, equation 13; Gaussian window of 11 x 11 pixels with a sigma of
+    1.5, k1 = 0.01, k2 = 0.03, dynamic range 1.
+
+    Args:
+        prediction: float32 (B, H, W, C) in [0, 1], H and W at least 11.
+        target: float32 (B, H, W, C) in [0, 1].
+
+    Returns:
+        float32 (B, H, W, C), at most 1, exactly 1 where both windows are equal.
+
+    Raises:
+        ValueError: the images are smaller than the window.
+    """
+    height, width = prediction.shape[1:3]
+    if min(height, width) < SSIM_WINDOW:
+        raise ValueError(
+            f"SSIM needs images of at least {SSIM_WINDOW}x{SSIM_WINDOW} pixels, but these are {height}x{width}: "
+            "take a larger image_size."
+        )
+    c1, c2 = SSIM_K1**2, SSIM_K2**2
+    mean_p, mean_t = _gaussian_blur(prediction), _gaussian_blur(target)
+    mean_difference = mean_p - mean_t
+    variance_p = _gaussian_blur(jnp.square(prediction)) - jnp.square(mean_p)
+    variance_t = _gaussian_blur(jnp.square(target)) - jnp.square(mean_t)
+    variance_difference = _gaussian_blur(jnp.square(prediction - target)) - jnp.square(mean_difference)
+    # The paper's 2xy + c equals (x^2 + y^2 + c) - (x - y)^2. Written so, rounding in the variances of flat regions,
+    # as large as c2 there, does not reach the result for similar images.
+    luminance = 1.0 - jnp.square(mean_difference) / (jnp.square(mean_p) + jnp.square(mean_t) + c1)
+    structure = 1.0 - variance_difference / (variance_p + variance_t + c2)
+    return luminance * structure
+
+
+def ssim_full(similarity: jax.Array) -> jax.Array:
+    """Averages an SSIM map over the whole image as scikit-image does: without the border that needs reflection.
+
+    Args:
+        similarity: float32 (B, H, W, C) from `ssim_map`.
+
+    Returns:
+        float32 (B,), at most 1.
+    """
+    border = SSIM_WINDOW // 2
+    height, width = similarity.shape[1:3]
+    return jnp.mean(similarity[:, border : height - border, border : width - border], axis=(1, 2, 3))
+
+
+def ssim_hole(similarity: jax.Array, mask: jax.Array) -> jax.Array:
+    """Averages an SSIM map over the hole, up to the border of the image.
+
+    Args:
+        similarity: float32 (B, H, W, C) from `ssim_map`.
+        mask: float32 (B, H, W, 1), 1 = hole, 0 = known.
+
+    Returns:
+        float32 (B,), at most 1; 1 for an image without a hole.
+    """
+    return region_mean(similarity, mask, empty=1.0)
+
+
+def angular_error_deg(prediction: jax.Array, target: jax.Array, region: jax.Array) -> jax.Array:
+    """Computes the mean angle between the normals of two normal maps over a region.
+
+    Lengths do not matter: an encoded vector of any length stands for its direction. A vector of length zero (an
+    exact 0.5 in all three channels, which no 8-bit file holds) has none and counts as 90 degrees off.
+
+    Args:
+        prediction: float32 (B, H, W, 3) in [0, 1], vector = 2 * rgb - 1.
+        target: float32 (B, H, W, 3) in [0, 1].
+        region: float32 (B, H, W, 1), 1 where a pixel counts.
+
+    Returns:
+        float32 (B,) in degrees, [0, 180]; 0 where no pixel counts.
+    """
+    p = 2.0 * prediction - 1.0
+    t = 2.0 * target - 1.0
+    # t x p = t x (p - t), and the right side is exactly zero for equal vectors. The arctangent keeps its precision
+    # at small angles, where the arccosine of a dot product loses half of the digits.
+    d = p - t
+    cross = (
+        t[..., 1:2] * d[..., 2:3] - t[..., 2:3] * d[..., 1:2],
+        t[..., 2:3] * d[..., 0:1] - t[..., 0:1] * d[..., 2:3],
+        t[..., 0:1] * d[..., 1:2] - t[..., 1:2] * d[..., 0:1],
+    )
+    sine = jnp.sqrt(sum(jnp.square(component) for component in cross))
+    cosine = jnp.sum(p * t, axis=-1, keepdims=True)
+    angle = jnp.where((sine == 0) & (cosine == 0), 90.0, jnp.rad2deg(jnp.arctan2(sine, cosine)))
+    return region_mean(angle, region, empty=0.0)
+
+
+def image_metrics(
+    prediction: jax.Array, target: jax.Array, mask: jax.Array, normal_maps: bool
+) -> dict[str, jax.Array]:
+    """Computes all metrics of a batch, one number per image; average them over images.
+
+    Args:
+        prediction: float32 (B, H, W, 3) in [0, 1], H and W at least 11.
+        target: float32 (B, H, W, 3) in [0, 1].
+        mask: float32 (B, H, W, 1), 1 = hole, 0 = known.
+        normal_maps: whether the images are normal maps, which adds `angular_error_deg_hole`; static under `jax.jit`.
+
+    Returns:
+        float32 (B,) per name; `METRIC_DIRECTION` says which direction is better. An image without a hole gets the
+        score of a perfect one in the hole forms: 100 dB, SSIM 1, L1 0, 0 degrees.
+
+    Raises:
+        ValueError: the images are smaller than the SSIM window.
+    """
+    everywhere = jnp.ones_like(mask)
+    similarity = ssim_map(prediction, target)
+    metrics = {
+        "psnr_db_full": psnr_db(prediction, target, everywhere),
+        "psnr_db_hole": psnr_db(prediction, target, mask),
+        "ssim_full": ssim_full(similarity),
+        "ssim_hole": ssim_hole(similarity, mask),
+        "l1_full": l1(prediction, target, everywhere),
+        "l1_hole": l1(prediction, target, mask),
+    }
+    if normal_maps:
+        metrics["angular_error_deg_hole"] = angular_error_deg(prediction, target, mask)
+    return metrics

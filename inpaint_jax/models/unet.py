@@ -1,0 +1,60 @@
+"""The pix2pix-style U-Net of the normal-map systems, with skips or without them (bowtie).
+
+Isola et al., "Image-to-Image Translation with Conditional Adversarial Networks", 2017, section 6.1: 4x4 stride-2
+convolutions down, 4x4 stride-2 transposed convolutions up. No dropout: the published normal-map versions use none.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from inpaint_jax.models.layers import Conv, ConvTranspose, normalisation, unit_normalise
+
+
+class UNet(nn.Module):
+    """Maps (B, size, size, C) to float32 (B, size, size, 3) in [-1, 1]; any larger multiple of `size` works too.
+
+    Attributes:
+        size: image side it is built for, a power of two; log2(size) halvings lead down to 1x1.
+        width: features of the outermost level; they double inwards up to eight times as many.
+        skips: concatenate each encoder level to its decoder level; False is the bowtie.
+        norm: batch | instance | none.
+        output: unit (tanh, then L2 over the channels: normal maps) | tanh.
+        dtype: compute type; parameters and the output are float32.
+        axis_name: mapped axis over which batch statistics are synchronised; None = none.
+    """
+
+    size: int
+    width: int = 64
+    skips: bool = True
+    norm: str = "batch"
+    output: str = "unit"
+    dtype: jnp.dtype = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        levels = self.size.bit_length() - 1
+        widths = [self.width * min(2**level, 8) for level in range(levels)]
+
+        def norm(x: jax.Array, name: str) -> jax.Array:
+            return normalisation(self.norm, self.dtype, self.axis_name, name)(x, use_running_average=not train)
+
+        x = x.astype(self.dtype)
+        skips = []
+        for level, features in enumerate(widths):
+            # Neither the first layer nor the 1x1 bottleneck is normalised: at 1x1 with a small batch the statistics
+            # would erase what the level has to say.
+            plain = level == 0 or level == levels - 1 or self.norm == "none"
+            x = Conv(features, 4, stride=2, padding=1, use_bias=plain, dtype=self.dtype, name=f"down{level}")(x)
+            x = nn.leaky_relu(x if plain else norm(x, f"down{level}_norm"), 0.2)
+            skips.append(x)
+        for level in reversed(range(levels - 1)):
+            plain = self.norm == "none"
+            x = ConvTranspose(widths[level], use_bias=plain, dtype=self.dtype, name=f"up{level}")(x)
+            x = nn.relu(x if plain else norm(x, f"up{level}_norm"))
+            if self.skips:
+                x = jnp.concatenate([x, skips[level]], axis=-1)
+        x = ConvTranspose(3, use_bias=True, dtype=self.dtype, name="out")(x)
+        x = jnp.tanh(x.astype(jnp.float32))
+        return unit_normalise(x) if self.output == "unit" else x

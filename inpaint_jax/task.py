@@ -1,0 +1,126 @@
+"""The only place that assembles: uint8 batch -> value range -> what generator and discriminator see -> completed."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from inpaint_jax import augment, keys, masks
+
+INPUT_CHANNELS = {"masked": 3, "mask": 1, "mask3": 3, "luminance": 1}
+# ITU-R BT.601, as the common conversions to grey use.
+_LUMINANCE = (0.299, 0.587, 0.114)
+
+
+def to_value_range(image: jax.Array, value_range: tuple[float, float]) -> jax.Array:
+    """Maps uint8 [0, 255] to float32 in `value_range`."""
+    low, high = value_range
+    return image.astype(jnp.float32) * ((high - low) / 255.0) + low
+
+
+def from_value_range(image: jax.Array, value_range: tuple[float, float]) -> jax.Array:
+    """Maps `value_range` to float32 [0, 1], clipped."""
+    low, high = value_range
+    return jnp.clip((image - low) / (high - low), 0.0, 1.0)
+
+
+def to_uint8(image: jax.Array, value_range: tuple[float, float]) -> jax.Array:
+    """Maps `value_range` to uint8, rounded to nearest."""
+    return jnp.round(from_value_range(image, value_range) * 255.0).astype(jnp.uint8)
+
+
+def validate_task(config: ml_collections.ConfigDict) -> None:
+    """Checks `config.task`.
+
+    Raises:
+        ValueError: an unknown input token, or no token that shows the hole.
+    """
+    for token in config.task.inputs:
+        if token not in INPUT_CHANNELS:
+            known = ", ".join(INPUT_CHANNELS)
+            raise ValueError(f"config.task.inputs has {token!r}: known tokens are {known}")
+
+
+def input_channels(config: ml_collections.ConfigDict) -> int:
+    """Returns the number of channels that the generator sees."""
+    return sum(INPUT_CHANNELS[token] for token in config.task.inputs)
+
+
+def training_example(config: ml_collections.ConfigDict, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Returns `image` and `mask` of a training batch, every random choice keyed by its slot.
+
+    Args:
+        batch: image uint8 (B, H, W, 3), slot int32 (B,), and mask uint8 (B, H, W, 1) where masks come from files.
+
+    Returns:
+        image float32 (B, H, W, 3) in the value range, mask float32 (B, H, W, 1), 1 = hole.
+    """
+    image, slot = batch["image"], batch["slot"]
+    value_range = config.task.value_range
+    if config.data.augment:
+        normal_y = config.data.normal_y if config.data.kind == "normal_maps" else "none"
+        # Turning vectors negates channels, which is exact only around zero.
+        centred = to_value_range(image, (-1.0, 1.0))
+        turned = jax.vmap(lambda key, one: augment.augment(key, one, normal_y))(
+            keys.slot_keys(config.seed, "augment", slot), centred
+        )
+        low, high = value_range
+        image = (turned + 1.0) * ((high - low) / 2.0) + low
+    else:
+        image = to_value_range(image, value_range)
+    if "mask" in batch:
+        mask = batch["mask"].astype(jnp.float32)
+    else:
+        spec = mask_spec(config)
+        height, width = image.shape[1:3]
+        mask = jax.vmap(lambda key: masks.draw_mask(key, height, width, spec))(
+            keys.slot_keys(config.seed, "mask", slot)
+        )
+    return {"image": image, "mask": mask}
+
+
+def evaluation_example(config: ml_collections.ConfigDict, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Returns `image` and `mask` of an evaluation batch, uint8 image and mask in it: nothing random."""
+    image = to_value_range(batch["image"], config.task.value_range)
+    return {"image": image, "mask": batch["mask"].astype(jnp.float32)}
+
+
+def mask_spec(config: ml_collections.ConfigDict) -> dict:
+    """Returns the specification of the mask family as `masks` takes it."""
+    return {"name": config.mask.name, "ratio": tuple(config.mask.ratio), **config.mask.options.to_dict()}
+
+
+def _fill_value(config: ml_collections.ConfigDict, image: jax.Array, mask: jax.Array) -> jax.Array:
+    low, high = config.task.value_range
+    if config.task.fill == "zero":
+        return jnp.zeros((1, 1, 1, 3), jnp.float32)
+    if config.task.fill == "flat_normal":
+        return to_value_range(jnp.array([128, 128, 255], jnp.uint8), (low, high)).reshape(1, 1, 1, 3)
+    known = 1.0 - mask
+    count = jnp.maximum(jnp.sum(known, axis=(1, 2), keepdims=True), 1.0)
+    return jnp.sum(image * known, axis=(1, 2), keepdims=True) / count
+
+
+def generator_input(config: ml_collections.ConfigDict, image: jax.Array, mask: jax.Array) -> jax.Array:
+    """Returns what the generator sees, (B, H, W, C) in the order of `config.task.inputs`."""
+    masked = image * (1.0 - mask) + _fill_value(config, image, mask) * mask
+    parts = {
+        "masked": lambda: masked,
+        "mask": lambda: mask,
+        "mask3": lambda: jnp.repeat(mask, 3, axis=-1),
+        "luminance": lambda: masked @ jnp.array(_LUMINANCE, masked.dtype)[:, None],
+    }
+    return jnp.concatenate([parts[token]() for token in config.task.inputs], axis=-1)
+
+
+def complete(image: jax.Array, mask: jax.Array, output: jax.Array) -> jax.Array:
+    """Returns the image with its hole taken from the output."""
+    return image * (1.0 - mask) + output * mask
+
+
+def discriminator_input(config: ml_collections.ConfigDict, image: jax.Array, condition: jax.Array) -> jax.Array:
+    """Returns what the discriminator sees of an image: itself, and the generator's input where it is conditioned."""
+    if config.discriminator.condition == "none":
+        return image
+    return jnp.concatenate([condition, image], axis=-1)
