@@ -41,6 +41,7 @@ def encode_normal(vector: np.ndarray) -> np.ndarray:
 
 
 def _filled(image: np.ndarray, hole: np.ndarray, colour: np.ndarray | tuple[int, int, int]) -> np.ndarray:
+    """Puts one colour (3,), or the pixels of another image, into the hole; the known pixels stay as they are."""
     return np.where(hole[..., None], np.asarray(colour, np.uint8), image)
 
 
@@ -94,13 +95,12 @@ def flat_fill(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 def _opencv_fill(image: np.ndarray, mask: np.ndarray, radius: float, normal_maps: bool, method: int) -> np.ndarray:
     hole = _checked_hole(image, mask)
-    # OpenCV gives an image that is all hole back as it came: that would be the truth.
     if hole.all():
         return _filled(image, hole, _nothing_known(normal_maps))
-    if not hole.any():
-        return image.copy()
-    filled = cv2.inpaint(np.ascontiguousarray(image), hole.astype(np.uint8), radius, method)
-    return np.where(hole[..., None], filled, image)
+    # OpenCV reads the colours under the hole, mostly near the border of the image, and leaves pixels that it cannot
+    # reach as they came: it must not see the truth, so the hole is black, as in the picture a user would have.
+    masked = _filled(image, hole, (0, 0, 0))
+    return _filled(image, hole, cv2.inpaint(masked, hole.astype(np.uint8), radius, method))
 
 
 def telea(image: np.ndarray, mask: np.ndarray, radius: float = 3, normal_maps: bool = False) -> np.ndarray:

@@ -88,23 +88,23 @@ def psnr_db(prediction: jax.Array, target: jax.Array, region: jax.Array) -> jax.
     return jnp.minimum(decibels, PSNR_CAP_DB)
 
 
-def _gaussian_blur(images: jax.Array) -> jax.Array:
-    """Blurs (B, H, W, C) with the SSIM window, the image reflected at its border, the outermost pixels repeated."""
+def _gaussian_matrix(size: int) -> np.ndarray:
+    """Returns the SSIM window as a float32 (size, size) matrix; beyond the border the line is mirrored."""
     radius = SSIM_WINDOW // 2
-    offsets = np.arange(-radius, radius + 1)
-    weights = np.exp(-0.5 * (offsets / SSIM_SIGMA) ** 2)
-    weights = (weights / weights.sum()).astype(np.float32)
-    # Sums of shifted images: exact float32 on every device (a matrix product may run in TF32 on a GPU), and far
-    # faster on a CPU than a convolution per channel.
-    for axis in (1, 2):
-        margins = [(radius, radius) if axis == other else (0, 0) for other in range(4)]
-        padded = jnp.pad(images, margins, mode="symmetric")
-        size = images.shape[axis]
-        images = sum(
-            weight * jax.lax.slice_in_dim(padded, shift, shift + size, axis=axis)
-            for shift, weight in enumerate(weights)
-        )
-    return images
+    weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / SSIM_SIGMA) ** 2)
+    sources = np.pad(np.arange(size), radius, mode="symmetric")
+    matrix = np.zeros((size, size))
+    for shift, weight in enumerate(weights / weights.sum()):
+        np.add.at(matrix, (np.arange(size), sources[shift : shift + size]), weight)
+    return matrix.astype(np.float32)
+
+
+def _gaussian_blur(images: jax.Array) -> jax.Array:
+    """Blurs (B, H, W, C) with the SSIM window."""
+    # As matrix products, since a convolution per channel is slow on a CPU: 32 images of 64 x 64 take half the time
+    # that sums of shifted images do. A GPU would by default multiply in TF32, too coarse for variances.
+    rows, columns = _gaussian_matrix(images.shape[1]), _gaussian_matrix(images.shape[2])
+    return jnp.einsum("yh,bhwc,xw->byxc", rows, images, columns, precision=jax.lax.Precision.HIGHEST)
 
 
 def ssim_map(prediction: jax.Array, target: jax.Array) -> jax.Array:
@@ -119,7 +119,7 @@ def ssim_map(prediction: jax.Array, target: jax.Array) -> jax.Array:
         target: float32 (B, H, W, C) in [0, 1].
 
     Returns:
-        float32 (B, H, W, C), at most 1, exactly 1 where both windows are equal.
+        float32 (B, H, W, C), at most 1 but for rounding, and exactly 1 for equal images.
 
     Raises:
         ValueError: the images are smaller than the window.
@@ -200,9 +200,7 @@ def angular_error_deg(prediction: jax.Array, target: jax.Array, region: jax.Arra
     return region_mean(angle, region, empty=0.0)
 
 
-def image_metrics(
-    prediction: jax.Array, target: jax.Array, mask: jax.Array, normal_maps: bool
-) -> dict[str, jax.Array]:
+def image_metrics(prediction: jax.Array, target: jax.Array, mask: jax.Array, normal_maps: bool) -> dict[str, jax.Array]:
     """Computes all metrics of a batch, one number per image; average them over images.
 
     Args:

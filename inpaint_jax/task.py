@@ -102,9 +102,14 @@ def _fill_value(config: ml_collections.ConfigDict, image: jax.Array, mask: jax.A
     return jnp.sum(image * known, axis=(1, 2), keepdims=True) / count
 
 
+def masked_image(config: ml_collections.ConfigDict, image: jax.Array, mask: jax.Array) -> jax.Array:
+    """Returns the image with its hole filled as `config.task.fill` says, (B, H, W, 3)."""
+    return image * (1.0 - mask) + _fill_value(config, image, mask) * mask
+
+
 def generator_input(config: ml_collections.ConfigDict, image: jax.Array, mask: jax.Array) -> jax.Array:
     """Returns what the generator sees, (B, H, W, C) in the order of `config.task.inputs`."""
-    masked = image * (1.0 - mask) + _fill_value(config, image, mask) * mask
+    masked = masked_image(config, image, mask)
     parts = {
         "masked": lambda: masked,
         "mask": lambda: mask,

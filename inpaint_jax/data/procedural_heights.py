@@ -1,20 +1,16 @@
-"""Random height fields: the families of relief behind the procedural normal maps.
+"""Random height fields: the tools that the relief families share, and the families of built relief.
 
 Every family is a function `family(random, x, y, pixel) -> height`:
 
 * `random` is a NumPy generator, the only source of chance;
-* `x` (to the right) and `y` (up) are float32 coordinates of the grid points in tile widths, about 0 to 1. For upright tiles they
-  are a row and a column that broadcast, which makes separable shapes cheap; for turned tiles they are full grids;
-* `pixel` is the width of one pixel in tile widths, below which no bevel gets, so that edges are as soft as in painted maps;
+* `x` (to the right) and `y` (up) are float32 coordinates of the grid points in tile widths, about 0 to 1. For upright
+  tiles they are a row and a column that broadcast, which makes separable shapes cheap; for turned tiles, full grids;
+* `pixel` is the width of one pixel in tile widths, below which no bevel gets: edges are as soft as in painted maps;
 * `height` is float32 in tile widths. Bevels have a slope of about 1: the caller draws the strength.
 
-The families: masonry (bricks, tiles, planks), panels (plates with grooves, rivets and vents), solids (boxes, discs, rings, capsules),
-strips (corrugation, clapboards, pipes, rails), lattice (studs, grates, tread plate, weave, hexagons), stones (Voronoi cobbles, cracked ground),
-terrain (spectral noise), crumple (ridges and folds), contours (curved ornaments and islands), grain (wood, brushed metal), waves,
-facets (chiselled planes), domes (spheres, cylinders) and blocks (steps of random level).
+Built relief, here: masonry (bricks, tiles, slabs), panels (plates with grooves, rivets and vents), solids (boxes, discs,
+rings, capsules). Repeated patterns are in `procedural_patterns`, natural relief in `procedural_surfaces`.
 """
-
-from collections.abc import Callable
 
 import numpy as np
 
@@ -95,8 +91,8 @@ def spectral_noise(
         highest: frequency in cycles per tile from which on there is nothing.
 
     Returns:
-        float32 of `shape`, in units of its own mean slope: the mean absolute step to the next row or column is 1 / max(shape),
-        so as a height in tile widths it has slopes of about 1.
+        float32 of `shape`, scaled so that the mean absolute step to the next row or column is 1 / max(shape): as a
+        height in tile widths it has slopes of about 1.
     """
     length = even_length(max(shape))
     across = (np.fft.rfftfreq(length) * length * stretch).astype(np.float32)
@@ -137,13 +133,15 @@ def masonry(random: Random, x: Array, y: Array, pixel: float) -> Array:
     column = np.floor(sideways)
     local_x, local_y = (sideways - column - 0.5) * np.float32(ratio * course), (upward - row - 0.5) * np.float32(course)
     joint = max(pixel, course * between(random, 0.02, 0.12)) / 2
-    width = max(1.2 * pixel, course * between(random, 0.03, 0.3))
+    width = max(1.2 * pixel, course * between(random, 0.03, 0.2))
     corner = ("square", "square", "cut", "round")[int(4 * random.random())]
     distance = box_distance(
         local_x, local_y, ratio * course / 2 - joint, course / 2 - joint, max(width, course / 8), corner
     )
     if chance(random, 0.35):
-        distance = distance + spectral_noise(random, grid_shape(x, y), 1.8, rows) * np.float32(between(random, 0.1, 0.4))
+        distance = distance + spectral_noise(random, grid_shape(x, y), 1.8, rows) * np.float32(
+            between(random, 0.1, 0.4)
+        )
     raised = bevel(distance, width, bevel_form(random))
     level = np.float32(width)
     if chance(random, 0.5):
@@ -157,8 +155,9 @@ def masonry(random: Random, x: Array, y: Array, pixel: float) -> Array:
 
 
 def split_rectangles(random: Random, count: int) -> list[tuple[float, float, float, float]]:
-    """Cuts the unit square into up to `count` rectangles (left, bottom, right, top), always cutting the largest."""
-    rectangles = [(-0.05, -0.05, 1.05, 1.05)]
+    """Cuts a square about as large as the tile into `count` boxes (left, bottom, right, top), the largest first."""
+    margin = 0.16 * random.random() - 0.1
+    rectangles = [(margin, margin, 1 - margin, 1 - margin)]
     while len(rectangles) < count:
         rectangles.sort(key=lambda box: (box[2] - box[0]) * (box[3] - box[1]))
         left, bottom, right, top = rectangles.pop()
@@ -203,12 +202,12 @@ def rivets(random: Random, x: Array, y: Array, half_width: float, half_height: f
 def panels(random: Random, x: Array, y: Array, pixel: float) -> Array:
     """Plates that share the tile, parted by grooves, some with a frame, a vent, a boss or rivets on them."""
     joint = max(pixel, between(random, 0.004, 0.03)) / 2
-    width = max(pixel, between(random, 0.008, 0.06))
+    width = max(pixel, between(random, 0.006, 0.05))
     form = bevel_form(random)
     corner = ("square", "square", "cut", "round")[int(4 * random.random())]
-    decorated = random.random()
+    decorated = 0.3 + 0.7 * random.random()
     height = np.zeros(grid_shape(x, y), np.float32)
-    for left, bottom, right, top in split_rectangles(random, 1 + int(7 * random.random())):
+    for left, bottom, right, top in split_rectangles(random, 2 + int(8 * random.random())):
         local_x, local_y = x - np.float32((left + right) / 2), y - np.float32((bottom + top) / 2)
         half_width, half_height = (right - left) / 2 - joint, (top - bottom) / 2 - joint
         size = min(half_width, half_height)
@@ -216,7 +215,11 @@ def panels(random: Random, x: Array, y: Array, pixel: float) -> Array:
         height += np.float32(width) * bevel(distance, width, form)
         if not chance(random, decorated):
             continue
-        kind, inset, sign = int(4 * random.random()), size * (0.2 + 0.3 * random.random()), np.float32(1 - 2 * random.random())
+        kind, inset, sign = (
+            int(4 * random.random()),
+            size * (0.2 + 0.3 * random.random()),
+            np.float32(1 - 2 * random.random()),
+        )
         if kind == 0:
             height += sign * np.float32(width) * bevel(distance - inset, width, form)
         elif kind == 1:
@@ -230,15 +233,15 @@ def panels(random: Random, x: Array, y: Array, pixel: float) -> Array:
 
 
 def solids(random: Random, x: Array, y: Array, pixel: float) -> Array:
-    """One to seven raised or sunk boxes, discs, rings, capsules, vents and long bars, often mirrored about the middle."""
+    """Two to nine raised or sunk boxes, discs, rings, capsules, vents and bars, often mirrored about the middle."""
     if chance(random, 0.35):
         x = np.abs(x - np.float32(0.5))
     if chance(random, 0.15):
         y = np.abs(y - np.float32(0.5))
     height = np.zeros(grid_shape(x, y), np.float32)
     form = bevel_form(random)
-    common = max(pixel, between(random, 0.008, 0.08))
-    for _ in range(1 + int(7 * random.random())):
+    common = max(pixel, between(random, 0.006, 0.06))
+    for _ in range(2 + int(8 * random.random())):
         local_x, local_y = x - np.float32(random.random()), y - np.float32(random.random())
         half_width, half_height = between(random, 0.03, 0.45), between(random, 0.03, 0.45)
         size, kind = min(half_width, half_height), int(8 * random.random())

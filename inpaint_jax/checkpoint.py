@@ -1,0 +1,150 @@
+"""Checkpoints that survive a kill at any moment, with Orbax.
+
+`last` holds the newest three whole states and decides where a run goes on; `best` holds the generator that validated
+best. They are two managers, because one with `best_fn` deletes the newest steps when scores fall.
+"""
+
+import json
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+
+from inpaint_jax.state import RegimeState, TrainState
+
+KEPT = 3
+
+
+def _host_copy(tree: Any) -> Any:
+    # A true copy: on CPUs np.asarray is a view of a buffer that the next step's donation overwrites while Orbax writes.
+    return jax.tree.map(lambda x: np.array(x, copy=True), tree)
+
+
+class Checkpoints:
+    """The two checkpoint managers of a run folder.
+
+    Args:
+        folder: `checkpoints/` of the run folder, made if missing.
+    """
+
+    def __init__(self, folder: Path):
+        def manager(name: str, keep: int) -> ocp.CheckpointManager:
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=keep, create=True, cleanup_tmp_directories=True, step_prefix="step"
+            )
+            return ocp.CheckpointManager((folder / name).resolve(), options=options)
+
+        self._last, self._best = manager("last", KEPT), manager("best", 1)
+
+    def latest_step(self) -> int | None:
+        """Returns the step of the newest whole state, None without one."""
+        return self._last.latest_step()
+
+    def best_step(self) -> int | None:
+        """Returns the step of the kept best generator, None without one."""
+        return self._best.latest_step()
+
+    def save(self, state: TrainState, run: dict[str, Any]) -> None:
+        """Saves an unreplicated state and the JSON beside it; writing goes on in the background."""
+        step = int(state.step)
+        if step in self._last.all_steps():
+            return
+        items = ocp.args.Composite(state=ocp.args.StandardSave(_host_copy(state)), run=ocp.args.JsonSave(run))
+        self._last.save(step, args=items, force=True)
+
+    def save_best(self, step: int, variables: Any) -> None:
+        """Saves the generator's variables as the best, after the state of the same step is safe.
+
+        In this order a kill between the two leaves the state, from which the best is saved again.
+        """
+        self._last.wait_until_finished()
+        self._best.save(step, args=ocp.args.StandardSave(_host_copy(variables)), force=True)
+
+    def restore(self, template: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """Returns the newest state and its JSON, and drops a best of later steps.
+
+        Args:
+            template: a state of the same structure, arrays or shapes.
+
+        Raises:
+            ValueError: the checkpoint does not fit the networks.
+        """
+        step = self._last.latest_step()
+        shapes = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), template)
+        try:
+            restored = self._last.restore(
+                step,
+                args=ocp.args.Composite(state=ocp.args.StandardRestore(shapes), run=ocp.args.JsonRestore()),
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"the checkpoint of step {step} cannot be read into these networks ({str(error).splitlines()[0]}): "
+                "use the config it was made with, or --restart"
+            ) from error
+        for newer in [s for s in self._best.all_steps() if s > step]:
+            logging.warning("the best checkpoint of step %d is newer than the state of step %d and is dropped", newer, step)
+            self._best.delete(newer)
+        return restored["state"], restored["run"]
+
+    def restore_best(self, template: Any) -> Any:
+        """Returns the variables of the best generator."""
+        shapes = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), template)
+        return self._best.restore(self._best.latest_step(), args=ocp.args.StandardRestore(shapes))
+
+    def wait(self) -> None:
+        """Returns when everything is on the disk."""
+        self._last.wait_until_finished()
+        self._best.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits and closes both managers."""
+        self.wait()
+        self._last.close()
+        self._best.close()
+
+
+def run_record(regime: RegimeState, fingerprints: dict[str, str]) -> dict[str, Any]:
+    """Returns the JSON that a checkpoint holds beside the arrays: the regime, and what the data and masks were."""
+    return {"regime": regime.to_json(), "fingerprints": fingerprints}
+
+
+def check_fingerprints(earlier: dict[str, str], now: dict[str, str]) -> None:
+    """Raises ValueError if data or evaluation masks are not those that the run began with."""
+    changed = [name for name in now if earlier.get(name) != now[name]]
+    if changed:
+        raise ValueError(
+            f"the {' and '.join(changed)} changed since this run began, so it cannot go on exactly: "
+            f"restore them, or start over with --restart ({json.dumps({n: [earlier.get(n), now[n]] for n in changed})})"
+        )
+
+
+class Preemption:
+    """Turns the first SIGTERM or Ctrl-C into a request that the loop sees; a second Ctrl-C interrupts at once."""
+
+    def __init__(self) -> None:
+        self.requested: str | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "Preemption":
+        # Python allows handlers in the main thread only; elsewhere (tests, notebooks) signals stay as they are.
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.requested = signal.Signals(number).name
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+

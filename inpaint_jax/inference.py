@@ -1,0 +1,98 @@
+"""Using a trained generator on a picture of any size."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from inpaint_jax import models, task, weights
+
+OVERLAP = 0.5  # share of a tile that the next one covers again
+
+
+def tile_starts(length: int, size: int) -> list[int]:
+    """Returns where tiles of `size` begin along `length` >= `size` pixels: evenly spaced, the last one at the end."""
+    count = 1 + -(-(length - size) // max(1, round(size * (1 - OVERLAP))))
+    return [round(i * (length - size) / max(1, count - 1)) for i in range(count)]
+
+
+def _feather(size: int) -> np.ndarray:
+    """Returns tile weights (size, size, 1), 1 in the middle and falling to nearly 0 at the borders."""
+    ramp = np.minimum(np.arange(1, size + 1), np.arange(size, 0, -1)) / (size / 2)
+    return (ramp[:, None] * ramp[None, :])[..., None].astype(np.float32)
+
+
+class Inpainter:
+    """Fills holes with a saved generator: `Inpainter.load(folder)(image, mask)`.
+
+    A picture of the native size or smaller is padded by mirroring; a larger one goes through in overlapping tiles,
+    because the innermost kernels of a U-Net have only ever seen the native size.
+    """
+
+    def __init__(self, config, variables: dict):
+        self.size = config.image_size
+        self._normal_maps = config.data.kind == "normal_maps"
+        self._variables = variables
+        generator = models.build_generator(config)
+
+        def fill(variables: dict, image: jax.Array, mask: jax.Array) -> jax.Array:
+            seen = task.generator_input(config, task.to_value_range(image, config.task.value_range), mask)
+            output = generator.apply(variables, seen, train=False)
+            return task.from_value_range(output, config.task.value_range)
+
+        self._fill = jax.jit(fill)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Inpainter":
+        """Loads a generator folder or a run folder.
+
+        Raises:
+            ValueError: no generator there, or a damaged one.
+        """
+        return cls(*weights.load_generator(Path(folder)))
+
+    def __call__(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """Returns the picture with its hole filled, known pixels byte-identical.
+
+        Args:
+            image: uint8 (H, W, 3), any size.
+            mask: (H, W), bool or 0 and 1; 1 = hole.
+
+        Returns:
+            uint8 (H, W, 3).
+
+        Raises:
+            ValueError: an array of another shape or type.
+        """
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ValueError(f"the image must be uint8 (H, W, 3), not {image.dtype} {image.shape}")
+        if mask.shape != image.shape[:2]:
+            raise ValueError(f"the mask has {mask.shape} pixels and the image {image.shape[:2]}: make them equal")
+        height, width = mask.shape
+        hole = np.asarray(mask).astype(bool)
+        if not hole.any():
+            return image.copy()
+        pad = [(0, max(0, self.size - height)), (0, max(0, self.size - width))]
+        padded = np.pad(image, [*pad, (0, 0)], mode="symmetric")
+        filled = self._tiles(padded, np.pad(hole, pad, mode="symmetric"))[:height, :width]
+        if self._normal_maps:
+            vectors = filled * 2.0 - 1.0
+            filled = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-6) / 2.0 + 0.5
+        filled = np.round(filled * 255.0).astype(np.uint8)
+        return np.where(hole[..., None], filled, image)
+
+    def _tiles(self, image: np.ndarray, hole: np.ndarray) -> np.ndarray:
+        """Returns float32 (H, W, 3) in [0, 1], meaningful at the holes."""
+        size, weight = self.size, _feather(self.size)
+        total, weights_sum = np.zeros(image.shape, np.float32), np.full((*hole.shape, 1), 1e-12, np.float32)
+        for top in tile_starts(hole.shape[0], size):
+            for left in tile_starts(hole.shape[1], size):
+                window = np.s_[top : top + size, left : left + size]
+                if not hole[window].any():
+                    continue
+                mask = jnp.asarray(hole[window], jnp.float32)[None, ..., None]
+                output = np.asarray(self._fill(self._variables, image[window][None], mask)[0])
+                total[window] += output * weight
+                weights_sum[window] += weight
+        return total / weights_sum

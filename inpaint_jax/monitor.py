@@ -1,0 +1,87 @@
+"""What a person sees of a run: progress bar, TensorBoard, sample grids, log lines."""
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import tensorboardX
+from absl import logging
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+
+from inpaint_jax import image_files, run_folder
+
+SAMPLE_COLUMNS = ("masked", "output", "completed", "truth")
+
+
+def log_to_file(path: Path) -> None:
+    """Sends log lines to the run's log file as well as to the terminal."""
+    import logging as standard_logging
+
+    handler = standard_logging.FileHandler(path)
+    handler.setFormatter(standard_logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setLevel(standard_logging.INFO)
+    standard_logging.getLogger("absl").addHandler(handler)
+
+
+class Monitor:
+    """Progress bar on a terminal, log lines elsewhere, and TensorBoard files.
+
+    Args:
+        workdir: the run folder.
+        first_step: the step the run goes on from; TensorBoard drops what an earlier run wrote beyond it.
+        total_steps: optimiser steps of the whole run.
+    """
+
+    def __init__(self, workdir: Path, first_step: int, total_steps: int):
+        self._workdir = workdir
+        self._writer = tensorboardX.SummaryWriter(str(workdir / run_folder.TENSORBOARD), purge_step=first_step + 1)
+        columns: list[ProgressColumn] = [
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(),
+            TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+            TextColumn("{task.fields[pace]:.1f} images/s"),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        ]
+        console = Console(stderr=True)
+        self._bar = Progress(*columns, console=console, disable=not sys.stderr.isatty())
+        self._bar.start()
+        self._task = self._bar.add_task("train", total=total_steps, completed=first_step, epoch=0, pace=0.0)
+        self._started, self._first, self._total = time.monotonic(), first_step, total_steps
+
+    def progress(self, step: int, epoch: int, epochs: int, images_per_second: float) -> None:
+        """Moves the bar."""
+        self._bar.update(self._task, completed=step, epoch=f"{epoch}/{epochs}", pace=images_per_second)
+
+    def scalars(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        """Writes scalars under `<split>/<name>`."""
+        for name, value in values.items():
+            self._writer.add_scalar(f"{split}/{name}", value, step)
+
+    def samples(self, step: int, rows: Sequence[Mapping[str, np.ndarray]]) -> Path:
+        """Writes a labelled grid of masked | output | completed | truth, as a file and to TensorBoard.
+
+        Args:
+            rows: one mapping of the four columns to uint8 (H, W, 3) for each fixed validation picture.
+        """
+        grid = image_files.picture_grid([[row[c] for c in SAMPLE_COLUMNS] for row in rows], SAMPLE_COLUMNS)
+        path = self._workdir / run_folder.SAMPLES / f"step_{step:08d}.png"
+        path.parent.mkdir(exist_ok=True)
+        image_files.write_png(path, grid)
+        self._writer.add_image("samples", grid, step, dataformats="HWC")
+        return path
+
+    def epoch_line(self, step: int, epoch: float, epochs: int, values: Mapping[str, float]) -> None:
+        """Logs one line of validation numbers with the time left."""
+        elapsed = time.monotonic() - self._started
+        left = elapsed / max(1, step - self._first) * (self._total - step)
+        numbers = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        logging.info("epoch %g/%d  step %d/%d  %s  (%.0f s left)", epoch, epochs, step, self._total, numbers, left)
+
+    def close(self) -> None:
+        """Stops the bar and flushes TensorBoard."""
+        self._bar.stop()
+        self._writer.close()

@@ -1,0 +1,115 @@
+"""The run folder: names, the lock, atomic writes, and the rows of `metrics.jsonl`."""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import IO, Any
+
+CONFIG, METRICS, TIMING, LOG = "config.json", "metrics.jsonl", "timing.jsonl", "log.txt"
+CHECKPOINTS, SAMPLES, TENSORBOARD, TEST, GENERATOR = "checkpoints", "samples", "tensorboard", "test", "generator"
+# Everything that the program itself writes; --restart removes these and nothing else.
+OWN = (CONFIG, METRICS, TIMING, LOG, CHECKPOINTS, SAMPLES, TENSORBOARD, TEST, GENERATOR, "data", "masks")
+
+
+def default_workdir(config_path: str) -> Path:
+    """Returns `runs/<config name>[-<arg>]` for the value of `--config`."""
+    path, _, arg = config_path.partition(":")
+    return Path("runs") / (Path(path).stem + (f"-{arg}" if arg else ""))
+
+
+def prepare(workdir: Path, restart: bool) -> IO[str]:
+    """Makes the folder, takes its lock, and with `restart` removes what an earlier run left.
+
+    The lock is the operating system's, so that a crash frees it.
+
+    Returns:
+        The open lock file: keep it until the run ends.
+
+    Raises:
+        ValueError: another process trains in this folder, or the folder cannot be written.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = (workdir / ".lock").open("w")
+    except OSError as error:
+        raise ValueError(f"the run folder {str(workdir)!r} cannot be written ({error}): choose another --workdir") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.close()
+        raise ValueError(
+            f"another process works in the run folder {str(workdir)!r}: wait for it, or choose another --workdir"
+        ) from error
+    if restart:
+        for name in OWN:
+            path = workdir / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+    return lock
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file under a temporary name and renames it: a reader sees the old text or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes indented JSON atomically."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=False) + "\n")
+
+
+def read_rows(path: Path) -> list[dict]:
+    """Returns the rows of a `.jsonl` file; a last line cut short by a kill is left out.
+
+    Raises:
+        ValueError: a damaged line that is not the last.
+    """
+    if not path.exists():
+        return []
+    rows, lines = [], path.read_text().splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                raise ValueError(f"line {number} of {path} is damaged ({error}): mend or remove it") from error
+    return rows
+
+
+def truncate_rows(path: Path, step: int) -> list[dict]:
+    """Rewrites the file without rows of steps after `step`, atomically, and returns the rows that stay."""
+    rows = [row for row in read_rows(path) if row["step"] <= step]
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+    return rows
+
+
+class RowFile:
+    """Appends rows to a `.jsonl` file; `commit` makes sure that they are on the disk."""
+
+    def __init__(self, path: Path):
+        self._file = path.open("a")
+
+    def write(self, rows: Iterable[dict]) -> None:
+        """Appends rows, each on its own line."""
+        self._file.writelines(json.dumps(row) + "\n" for row in rows)
+
+    def commit(self) -> None:
+        """Flushes to the disk; a checkpoint may rely on the rows after this."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Commits and closes."""
+        self.commit()
+        self._file.close()

@@ -1,0 +1,99 @@
+"""All that training needs to go on: `TrainState` on the devices, `RegimeState` on the host."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import flax
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from inpaint_jax import keys, models, optim, task
+
+Tree = dict
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Saved unreplicated; every array that one more step depends on.
+
+    Attributes:
+        step: optimiser steps done, int32.
+        params, stats: `{"generator": …, "discriminator": …}`, parameters and batch statistics, float32.
+        opt: optax state of each parameter group.
+        ema_params, ema_stats: moving averages of the generator's; they are evaluated, exported and used.
+        lr_scale: factor on the learning rate of each group, float32, changed by rate reactions.
+        guard: counters of skipped updates, int32.
+    """
+
+    step: jax.Array
+    params: dict[str, Tree]
+    stats: dict[str, Tree]
+    opt: dict[str, optax.OptState]
+    ema_params: Tree
+    ema_stats: Tree
+    lr_scale: dict[str, jax.Array]
+    guard: dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class RegimeState:
+    """Where the training regime stands; JSON in the same checkpoint.
+
+    Attributes:
+        phase: name of the phase, for now always "joint" or "generator".
+        phase_start: the step at which it began.
+        best: best value of the monitored validation metric; None before the first.
+        best_step: its step.
+        waited_epochs: epochs since the best.
+        stopped: early stopping has ended the run.
+    """
+
+    phase: str
+    phase_start: int = 0
+    best: float | None = None
+    best_step: int = 0
+    waited_epochs: int = 0
+    stopped: bool = False
+
+    def to_json(self) -> dict:
+        """Returns plain values for a JSON file."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping) -> "RegimeState":
+        """Reads what `to_json` wrote."""
+        return cls(**values)
+
+
+def initial_variables(config: ml_collections.ConfigDict) -> dict[str, dict[str, Tree]]:
+    """Returns `{"generator": {"params", "batch_stats"}, …}`, drawn from `config.seed`; jit-compatible."""
+    size, channels = config.image_size, task.input_channels(config)
+    seen = 3 + (channels if config.discriminator.condition == "input" else 0)
+    networks = {"generator": (models.build_generator(config), channels)}
+    if (discriminator := models.build_discriminator(config)) is not None:
+        networks["discriminator"] = (discriminator, seen)
+    variables = {}
+    for name, (module, depth) in networks.items():
+        example = jnp.zeros((1, size, size, depth), jnp.float32)
+        drawn = module.init(keys.purpose_key(config.seed, name), example, train=False)
+        variables[name] = {"params": drawn["params"], "batch_stats": drawn.get("batch_stats", {})}
+    return variables
+
+
+def create_state(config: ml_collections.ConfigDict, optimizers: Mapping[str, optax.GradientTransformation]) -> TrainState:
+    """Returns the state before the first step, a function of `config.seed` alone; jit-compatible."""
+    variables = initial_variables(config)
+    params = {name: v["params"] for name, v in variables.items()}
+    stats = {name: v["batch_stats"] for name, v in variables.items()}
+    return TrainState(
+        step=jnp.int32(0),
+        params=params,
+        stats=stats,
+        opt={g: o.init(optim.select(params[g.split("/")[0]], g)) for g, o in optimizers.items()},
+        ema_params=jax.tree.map(jnp.copy, params["generator"]),
+        ema_stats=jax.tree.map(jnp.copy, stats["generator"]),
+        lr_scale={group: jnp.float32(1.0) for group in optimizers},
+        guard={"skipped": jnp.int32(0)},
+    )

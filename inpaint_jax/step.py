@@ -1,0 +1,279 @@
+"""Train and evaluation steps: pure functions of one replica, with collectives over the named axis `batch`."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from inpaint_jax import losses, metrics, models, optim, task
+from inpaint_jax.parallel import AXIS
+from inpaint_jax.state import TrainState, create_state
+
+Tree = Any
+Batch = Mapping[str, jax.Array]
+PHASES = ("joint", "generator")
+
+
+@dataclasses.dataclass(frozen=True)
+class System:
+    """What a step is made of; nothing in it changes during a run.
+
+    Attributes:
+        config: the whole config.
+        generator, discriminator: modules; no discriminator in generator-only runs.
+        optimizers: one chain for each parameter group.
+    """
+
+    config: ml_collections.ConfigDict
+    generator: nn.Module
+    discriminator: nn.Module | None
+    optimizers: dict[str, optax.GradientTransformationExtraArgs]
+
+
+def make_system(config: ml_collections.ConfigDict, total_steps: int, axis_name: str | None = AXIS) -> System:
+    """Builds networks and optimisers.
+
+    Args:
+        total_steps: optimiser steps of the whole run, for schedules.
+        axis_name: mapped axis of the replicas; None to call the step outside of a map.
+
+    Raises:
+        ValueError: an unknown name anywhere in the config.
+    """
+    losses.validate_losses(config.losses)
+    task.validate_task(config)
+    generator = models.build_generator(config, axis_name)
+    discriminator = models.build_discriminator(config, axis_name)
+    shapes = jax.eval_shape(lambda: create_state(config, {}))
+    optimizers = {
+        group: optim.make_optimizer(config.optimizer, group, total_steps) for group in optim.group_names(shapes.params)
+    }
+    return System(config, generator, discriminator, optimizers)
+
+
+def _mean_over_replicas(tree: Tree, axis_name: str | None) -> Tree:
+    return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
+
+
+def _apply(module: nn.Module, params: Tree, stats: Tree, x: jax.Array) -> tuple[jax.Array, Tree]:
+    """Applies a network in training mode and returns its output and new batch statistics."""
+    output, updated = module.apply(
+        {"params": params, "batch_stats": stats}, x, train=True, mutable=["batch_stats"]
+    )
+    return output, updated.get("batch_stats", {})
+
+
+def _generate(system: System, params: Tree, stats: Tree, example: Batch) -> tuple[dict[str, jax.Array], Tree]:
+    """Runs the generator on one example batch; returns every image that a loss may name, and new statistics."""
+    seen = task.generator_input(system.config, example["image"], example["mask"])
+    output, stats = _apply(system.generator, params, stats, seen)
+    completed = task.complete(example["image"], example["mask"], output)
+    return {**example, "output": output, "completed": completed, "condition": seen}, stats
+
+
+def _judge(system: System, params: Tree, stats: Tree, images: Batch, name: str) -> tuple[jax.Array, Tree]:
+    seen = task.discriminator_input(system.config, images[name], images["condition"])
+    return _apply(system.discriminator, params, stats, seen)
+
+
+def generator_only_gradients(system: System, state: TrainState, example: Batch) -> tuple[Tree, Tree, dict]:
+    """Returns gradients and new statistics of the generator alone, and scalar metrics."""
+
+    def loss(params: Tree) -> tuple[jax.Array, tuple]:
+        images, stats = _generate(system, params, state.stats["generator"], example)
+        total, parts = losses.generator_loss(system.config.losses, images, None)
+        return total, (stats, {"loss/generator": total, **parts})
+
+    gradients, (stats, scalars) = jax.grad(loss, has_aux=True)(state.params["generator"])
+    return {"generator": gradients}, {"generator": stats}, scalars
+
+
+def simultaneous_gradients(system: System, state: TrainState, example: Batch) -> tuple[Tree, Tree, dict]:
+    """Returns gradients of both networks at the old parameters from one forward pass, statistics and metrics.
+
+    Two pulls through one `jax.vjp` of (generator loss, discriminator loss). D sees the real images first and the
+    generated ones second, in separate applications, its statistics threaded from one to the other.
+    """
+    sees = system.config.discriminator.sees
+
+    def both(generator: Tree, discriminator: Tree) -> tuple[tuple, tuple]:
+        images, stats = _generate(system, generator, state.stats["generator"], example)
+        real, d_stats = _judge(system, discriminator, state.stats["discriminator"], images, "image")
+        fake, d_stats = _judge(system, discriminator, d_stats, images, sees)
+        g_total, g_parts = losses.generator_loss(system.config.losses, images, fake)
+        d_total, d_parts = losses.discriminator_loss(real, fake)
+        scalars = {"loss/generator": g_total, "loss/discriminator": d_total, **g_parts, **d_parts}
+        scalars |= _logit_metrics(real, fake)
+        return (g_total, d_total), ({"generator": stats, "discriminator": d_stats}, scalars)
+
+    (g_total, _), pull, (stats, scalars) = jax.vjp(
+        both, state.params["generator"], state.params["discriminator"], has_aux=True
+    )
+    one, zero = jnp.ones_like(g_total), jnp.zeros_like(g_total)
+    gradients = {"generator": pull((one, zero))[0], "discriminator": pull((zero, one))[1]}
+    return gradients, stats, scalars
+
+
+def discriminator_gradients(system: System, state: TrainState, example: Batch) -> tuple[Tree, Tree, dict]:
+    """Returns gradients and new statistics of the discriminator alone, the generator as it is."""
+    images, _ = _generate(system, state.params["generator"], state.stats["generator"], example)
+    images = jax.lax.stop_gradient(images)
+
+    def loss(params: Tree) -> tuple[jax.Array, tuple]:
+        real, stats = _judge(system, params, state.stats["discriminator"], images, "image")
+        fake, stats = _judge(system, params, stats, images, system.config.discriminator.sees)
+        total, parts = losses.discriminator_loss(real, fake)
+        return total, (stats, {"loss/discriminator": total, **parts, **_logit_metrics(real, fake)})
+
+    gradients, (stats, scalars) = jax.grad(loss, has_aux=True)(state.params["discriminator"])
+    return {"discriminator": gradients}, {"discriminator": stats}, scalars
+
+
+def adversarial_generator_gradients(system: System, state: TrainState, example: Batch) -> tuple[Tree, Tree, dict]:
+    """Returns gradients and new statistics of the generator against the discriminator as it is in `state`."""
+
+    def loss(params: Tree) -> tuple[jax.Array, tuple]:
+        images, stats = _generate(system, params, state.stats["generator"], example)
+        # D's statistics come from its own update alone.
+        fake, _ = _judge(
+            system, state.params["discriminator"], state.stats["discriminator"], images, system.config.discriminator.sees
+        )
+        total, parts = losses.generator_loss(system.config.losses, images, fake)
+        return total, (stats, {"loss/generator": total, **parts})
+
+    gradients, (stats, scalars) = jax.grad(loss, has_aux=True)(state.params["generator"])
+    return {"generator": gradients}, {"generator": stats}, scalars
+
+
+def _logit_metrics(real: jax.Array, fake: jax.Array) -> dict[str, jax.Array]:
+    correct = jnp.mean(real > 0) / 2 + jnp.mean(fake < 0) / 2
+    return {"discriminator/logit_real": real.mean(), "discriminator/logit_fake": fake.mean(),
+            "discriminator/accuracy": correct}
+
+
+Gradients = Callable[[System, TrainState, Batch], tuple[Tree, Tree, dict]]
+
+
+def averaged(function: Gradients, system: System, state: TrainState, batch: Batch) -> tuple[Tree, Tree, dict]:
+    """Averages gradients and metrics over the microbatches of one step and over the replicas, with one all-reduce.
+
+    Statistics run through the microbatches in turn. The microbatches are unrolled: convolutions inside a scan are
+    many times slower on CPUs.
+    """
+    parts = system.config.accumulate
+    gradients = scalars = None
+    for microbatch in _microbatches(batch, parts):
+        example = task.training_example(system.config, microbatch)
+        new_gradients, stats, new_scalars = function(system, state, example)
+        state = state.replace(stats={**state.stats, **stats})
+        if gradients is None:
+            gradients, scalars = new_gradients, new_scalars
+        else:
+            gradients = jax.tree.map(jnp.add, gradients, new_gradients)
+            scalars = jax.tree.map(jnp.add, scalars, new_scalars)
+    gradients, scalars = jax.tree.map(lambda x: x / parts, (gradients, scalars))
+    gradients, scalars = _mean_over_replicas((gradients, scalars), system.generator.axis_name)
+    return gradients, {name: state.stats[name] for name in gradients}, scalars
+
+
+def _microbatches(batch: Batch, parts: int) -> list[Batch]:
+    return [jax.tree.map(lambda x, i=i: x.reshape(parts, -1, *x.shape[1:])[i], batch) for i in range(parts)]
+
+
+def _update(system: System, state: TrainState, gradients: Tree, stats: Tree) -> tuple[TrainState, dict]:
+    """Applies gradients group by group; groups without gradients keep parameters, optimiser state and count."""
+    params, opt, scalars = dict(state.params), dict(state.opt), {}
+    for group, optimizer in system.optimizers.items():
+        network = group.split("/")[0]
+        if network not in gradients:
+            continue
+        own_gradients, own = optim.select(gradients[network], group), optim.select(params[network], group)
+        updates, opt[group] = optimizer.update(own_gradients, opt[group], own, lr_scale=state.lr_scale[group])
+        params[network] = {**params[network], **optax.apply_updates(own, updates)}
+        scalars[f"gradient_norm/{group}"] = optax.global_norm(own_gradients)
+    return state.replace(params=params, opt=opt, stats={**state.stats, **stats}), scalars
+
+
+def _moving_average(config: ml_collections.ConfigDict, state: TrainState) -> TrainState:
+    # The warmup lets the average forget the random initial weights within the first hundreds of steps.
+    step = state.step.astype(jnp.float32)
+    decay = jnp.minimum(config.ema_decay, (1.0 + step) / (10.0 + step)) if config.ema_decay else jnp.float32(0.0)
+
+    def mix(average: jax.Array, new: jax.Array) -> jax.Array:
+        return decay * average + (1.0 - decay) * new
+
+    return state.replace(
+        ema_params=jax.tree.map(mix, state.ema_params, state.params["generator"]),
+        ema_stats=jax.tree.map(mix, state.ema_stats, state.stats["generator"]),
+    )
+
+
+def make_train_step(system: System, phase: str) -> Callable[[TrainState, Tree, Batch], tuple[TrainState, dict]]:
+    """Returns `step(state, frozen, batch) -> (state, metrics)` of one static phase.
+
+    Args:
+        system: networks, optimisers and config.
+        phase: "joint" (both networks, `config.regime.update` says how) or "generator" (no discriminator).
+
+    Returns:
+        A pure function of one replica. `frozen` holds pretrained weights that no one trains, `{}` without them.
+        `batch` is {image uint8 (B, H, W, 3), slot int32 (B,), mask? uint8 (B, H, W, 1)}; metrics are float32 scalars,
+        equal on every replica.
+
+    Raises:
+        ValueError: an unknown phase.
+    """
+    if phase not in PHASES:
+        raise ValueError(f"unknown phase {phase!r}: known are {', '.join(PHASES)}")
+    if phase == "generator":
+        turns: tuple[Gradients, ...] = (generator_only_gradients,)
+    elif system.config.regime.update == "simultaneous":
+        turns = (simultaneous_gradients,)
+    else:
+        turns = (discriminator_gradients, adversarial_generator_gradients)
+
+    def step(state: TrainState, frozen: Tree, batch: Batch) -> tuple[TrainState, dict]:
+        del frozen  # no loss of this project's present systems has pretrained weights
+        collected: dict[str, jax.Array] = {}
+        for function in turns:
+            gradients, stats, scalars = averaged(function, system, state, batch)
+            state, norms = _update(system, state, gradients, stats)
+            collected |= scalars | norms
+        state = state.replace(step=state.step + 1)
+        return _moving_average(system.config, state), collected
+
+    return step
+
+
+def make_eval_step(
+    config: ml_collections.ConfigDict,
+) -> Callable[[Tree, Batch], dict[str, jax.Array]]:
+    """Returns `step(variables, batch)` for one replica: metrics of each example (B,), and `completed` as uint8.
+
+    `variables` holds the generator's `params` and `batch_stats`; the batch is {image uint8, mask uint8, …}. Metrics
+    are taken of the completed picture rounded to uint8, because that is what a user gets.
+    """
+    generator = models.build_generator(config, None)
+    normal_maps = config.data.kind == "normal_maps"
+
+    def step(variables: Tree, batch: Batch) -> dict[str, jax.Array]:
+        example = task.evaluation_example(config, batch)
+        seen = task.generator_input(config, example["image"], example["mask"])
+        output = generator.apply(variables, seen, train=False)
+        output = task.to_uint8(output, config.task.value_range)
+        completed = jnp.where(batch["mask"] > 0, output, batch["image"])
+        values = metrics.image_metrics(
+            completed.astype(jnp.float32) / 255.0, batch["image"].astype(jnp.float32) / 255.0, example["mask"],
+            normal_maps,
+        )
+        masked = task.to_uint8(
+            task.masked_image(config, example["image"], example["mask"]), config.task.value_range
+        )
+        return {**values, "output": output, "completed": completed, "masked": masked}
+
+    return step

@@ -1,0 +1,61 @@
+"""Generators as files: `generator.safetensors` and `config.json`, no pickles."""
+
+import json
+from pathlib import Path
+
+import ml_collections
+import numpy as np
+import safetensors
+import safetensors.numpy
+from flax import traverse_util
+
+from inpaint_jax import config as config_module
+from inpaint_jax import models, run_folder
+
+WEIGHTS, CONFIG = "generator.safetensors", "config.json"
+
+
+def save_generator(folder: Path, variables: dict, config: ml_collections.ConfigDict) -> float:
+    """Writes a generator's variables and what is needed to use them, each file atomically.
+
+    Args:
+        variables: `{"params": …, "batch_stats": …}`, float32.
+
+    Returns:
+        The size of the weights file in megabytes (10^6 bytes).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    flat = {k: np.ascontiguousarray(v) for k, v in traverse_util.flatten_dict(variables, sep="/").items()}
+    temporary = folder / f".{WEIGHTS}.tmp"
+    safetensors.numpy.save_file(flat, temporary, metadata={"format": "flax", "layout": "HWIO"})
+    temporary.replace(folder / WEIGHTS)
+    description = {
+        "native_size": config.image_size,
+        "size_multiple": models.size_multiple(config),
+        "hashes": config_module.hashes(config),
+        "config": json.loads(config_module.to_json(config)),
+    }
+    run_folder.write_json(folder / CONFIG, description)
+    return (folder / WEIGHTS).stat().st_size / 1e6
+
+
+def load_generator(folder: Path) -> tuple[ml_collections.ConfigDict, dict]:
+    """Returns the config and the variables of a saved generator.
+
+    Args:
+        folder: the generator's folder, or a run folder that has one.
+
+    Raises:
+        ValueError: no generator there, or a damaged one.
+    """
+    if not (folder / WEIGHTS).exists() and (folder / run_folder.GENERATOR / WEIGHTS).exists():
+        folder = folder / run_folder.GENERATOR
+    for name in (WEIGHTS, CONFIG):
+        if not (folder / name).exists():
+            raise ValueError(f"{str(folder)!r} has no {name}: give a finished run folder, or its generator/ folder")
+    try:
+        config = config_module.from_json(json.dumps(json.loads((folder / CONFIG).read_text())["config"]))
+        flat = safetensors.numpy.load_file(folder / WEIGHTS)
+    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError, safetensors.SafetensorError) as error:
+        raise ValueError(f"the generator in {str(folder)!r} is damaged ({error}): copy it anew") from error
+    return config, traverse_util.unflatten_dict(flat, sep="/")
