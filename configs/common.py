@@ -53,9 +53,15 @@ def base() -> ml_collections.ConfigDict:
     c.mask = ml_collections.ConfigDict()
     c.mask.name = "lines"  # lines | squares | freeform | mixture | files
     c.mask.path = ""  # files: root of a tree of mask pictures, white = hole
-    c.mask.ratio = (0.02, 0.6)  # hole pixels / all pixels, bounds of one drawn mask
-    c.mask.options = ml_collections.ConfigDict()  # parameters of the family, see inpaint_jax/masks.py
+    c.mask.ratio = (0.03, 0.4)  # hole pixels / all pixels, bounds of one drawn mask
     c.mask.evaluation_seed = 1  # of the stored evaluation masks; the training seed does not touch them
+    # Bounds are (low, high); lengths are fractions of the image side.
+    c.mask.lines = ml_collections.ConfigDict({"number": (4, 16), "length": (0.2, 0.9), "thickness": (0.015, 0.085)})
+    c.mask.squares = ml_collections.ConfigDict({"number": (1, 1), "size": (0.2, 0.5), "margin": 0.0, "positions": ()})
+    c.mask.freeform = ml_collections.ConfigDict(
+        {"number": (1, 4), "segments": (3, 8), "turn": (40, 96), "length": (0.06, 0.3), "thickness": (0.04, 0.11)}
+    )
+    c.mask.mixture = ml_collections.ConfigDict({"weights": {"lines": 2.0, "squares": 1.0, "freeform": 2.0}})
 
     c.task = ml_collections.ConfigDict()
     c.task.inputs = ("masked", "mask")  # what the generator sees, from: masked, mask, mask3, luminance

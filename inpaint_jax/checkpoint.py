@@ -5,6 +5,7 @@ best. They are two managers, because one with `best_fn` deletes the newest steps
 """
 
 import json
+import logging
 import signal
 import threading
 from pathlib import Path
@@ -14,9 +15,10 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging
 
 from inpaint_jax.state import RegimeState, TrainState
+
+log = logging.getLogger("inpaint_jax")
 
 KEPT = 3
 
@@ -88,7 +90,7 @@ class Checkpoints:
                 "use the config it was made with, or --restart"
             ) from error
         for newer in [s for s in self._best.all_steps() if s > step]:
-            logging.warning("the best checkpoint of step %d is newer than the state of step %d and is dropped", newer, step)
+            log.warning("the best checkpoint of step %d is newer than the state of step %d and is dropped", newer, step)
             self._best.delete(newer)
         return restored["state"], restored["run"]
 
@@ -146,5 +148,3 @@ class Preemption:
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
-
-

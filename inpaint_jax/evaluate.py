@@ -1,5 +1,6 @@
 """Validation and the test phase: metrics per image on stored masks, always beside what a user would otherwise use."""
 
+import logging
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -9,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from absl import logging
 
 from inpaint_jax import baselines, image_files, inference, metrics, monitor, run_folder, task
 from inpaint_jax import masks as masks_module
@@ -17,6 +17,8 @@ from inpaint_jax.data import load_mask_files
 from inpaint_jax.data.pipeline import evaluation_batches
 from inpaint_jax.data.source import ImageSource
 from inpaint_jax.parallel import Parallel
+
+log = logging.getLogger("inpaint_jax")
 
 PerImage = dict[str, np.ndarray]
 # Large holes are where fills differ: they get figures of their own.
@@ -177,9 +179,7 @@ def _write_pictures(
         for name in monitor.SAMPLE_COLUMNS:
             image_files.write_png(folder / "images" / f"{index:04d}_{name}.png", row[name])
         if len(rows) < config.evaluation.samples:
-            rows.append(
-                [row["masked"], telea(images[index], masks[index, ..., 0]), row["completed"], row["truth"]]
-            )
+            rows.append([row["masked"], telea(images[index], masks[index, ..., 0]), row["completed"], row["truth"]])
             titles.append(f"{index:04d}")
     columns = ("masked", "Telea", "completed", "truth")
     image_files.write_png(folder / "samples.png", image_files.picture_grid(rows, columns, titles))
@@ -189,10 +189,10 @@ def log_results(results: dict[str, Any]) -> None:
     """Logs the test figures as a table, the baselines below ours."""
     rows = {"ours": results["metrics"], **results["baselines"]}
     names = list(results["metrics"])
-    logging.info("test on %d images, mask set %s", results["images"], results["mask_set"])
-    logging.info("%-14s %s", "", "  ".join(f"{n:>22}" for n in names))
+    log.info("test on %d images, mask set %s", results["images"], results["mask_set"])
+    log.info("%-14s %s", "", "  ".join(f"{n:>22}" for n in names))
     for label, values in rows.items():
-        logging.info("%-14s %s", label, "  ".join(f"{values[n]:22.4f}" for n in names))
+        log.info("%-14s %s", label, "  ".join(f"{values[n]:22.4f}" for n in names))
 
 
 def write_results(workdir: Path, results: dict[str, Any]) -> None:

@@ -74,13 +74,15 @@ def _refuse_unsuitable(image: Image.Image, path: Path) -> None:
         raise ImageFileError(f"{path} holds two channels only (BC5), where three are needed: save an RGB copy of it.")
 
 
-def _read_as_rgb(path: str | os.PathLike) -> Image.Image:
+def _read_upright(path: str | os.PathLike, mode: str = "RGB") -> Image.Image:
     path = Path(path)
     formats = (*_FORMATS, "TGA") if path.suffix.lower() == ".tga" else _FORMATS
     try:
         with Image.open(path, formats=formats) as image:
             _refuse_unsuitable(image, path)
-            return ImageOps.exif_transpose(image).convert("RGB")
+            if mode == "RGB or RGBA":
+                mode = "RGBA" if image.has_transparency_data else "RGB"
+            return ImageOps.exif_transpose(image).convert(mode)
     except ImageFileError:
         raise
     except FileNotFoundError:
@@ -113,7 +115,18 @@ def read_rgb(path: str | os.PathLike) -> np.ndarray:
         ImageFileError: no such file, not an image, damaged, more than 8 bits per channel, or above Pillow's limit of
             pixels.
     """
-    return np.array(_read_as_rgb(path))
+    return np.array(_read_upright(path))
+
+
+def read_rgb_and_alpha(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray | None]:
+    """Reads an image file as `read_rgb` does, and its alpha channel, uint8 (H, W), or None if it has none."""
+    pixels = np.array(_read_upright(path, "RGB or RGBA"))
+    return pixels[..., :3], pixels[..., 3] if pixels.shape[-1] == 4 else None
+
+
+def with_alpha(image: np.ndarray, alpha: np.ndarray | None) -> np.ndarray:
+    """Returns the picture with its alpha channel put back, uint8 (H, W, 4), or as it is for None."""
+    return image if alpha is None else np.concatenate([image, alpha[..., None]], axis=-1)
 
 
 def read_mask(path: str | os.PathLike) -> np.ndarray:
@@ -128,7 +141,7 @@ def read_mask(path: str | os.PathLike) -> np.ndarray:
     Raises:
         ImageFileError: as for `read_rgb`.
     """
-    return (np.asarray(_read_as_rgb(path).convert("L")) >= MASK_THRESHOLD).astype(np.uint8)
+    return (np.asarray(_read_upright(path).convert("L")) >= MASK_THRESHOLD).astype(np.uint8)
 
 
 def write_png(path: str | os.PathLike, array: np.ndarray) -> None:
@@ -136,15 +149,17 @@ def write_png(path: str | os.PathLike, array: np.ndarray) -> None:
 
     Args:
         path: the file to write or replace.
-        array: uint8 (H, W, 3) or (H, W) in [0, 255].
+        array: uint8 (H, W, 3), (H, W, 4) with alpha, or (H, W), in [0, 255].
 
     Raises:
         ValueError: the array is not such a picture.
         OSError: the file cannot be written.
     """
     path = Path(path)
-    if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3):
-        raise ValueError(f"{path} needs a uint8 (H, W, 3) or (H, W) array, but got {array.dtype} {array.shape}.")
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
+        raise ValueError(
+            f"{path} needs a uint8 (H, W, 3), (H, W, 4) or (H, W) array, but got {array.dtype} {array.shape}."
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     # In the same folder, since a file can be renamed atomically within one file system only; one name per writer.
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")

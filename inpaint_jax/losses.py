@@ -111,9 +111,7 @@ def generator_loss(
     return total, parts
 
 
-def discriminator_loss(
-    real_logits: jax.Array, fake_logits: jax.Array
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+def discriminator_loss(real_logits: jax.Array, fake_logits: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Returns BCE(1, D(real)) + BCE(0, D(fake)) and both parts, each a mean over the examples."""
     real, fake = bce_logits(real_logits, 1.0).mean(), bce_logits(fake_logits, 0.0).mean()
     return real + fake, {"loss/discriminator_real": real, "loss/discriminator_fake": fake}

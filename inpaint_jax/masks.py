@@ -25,7 +25,6 @@ from jax import lax
 from PIL import Image
 
 NONE, SEGMENT, RECTANGLE = 0, 1, 2
-
 # Directions are counted in 1/256 turns. Rounding to 1/1024 leaves no entry near a tie, so every libm gives this table.
 DIRECTIONS = 256
 COSINE = tuple(round(1024 * math.cos(2 * math.pi * step / DIRECTIONS)) for step in range(DIRECTIONS))
@@ -73,13 +72,9 @@ def validate_mask_spec(spec: Mapping, size: int | tuple[int, int]) -> dict:
     fields = _with_defaults(spec)
     if fields["name"] != "mixture":
         return _in_pixels(fields, height, width)
-    weights = dict(fields["weights"])
-    if (
-        not set(weights) <= set(MASKS) - {"mixture"}
-        or min(weights.values(), default=0) < 0
-        or not sum(weights.values())
-    ):
-        raise ValueError(f"mask.weights needs weights >= 0, not all 0, for lines, squares or freeform: {weights}")
+    weights, families = dict(fields["weights"]), set(MASKS) - {"mixture"}
+    if not set(weights) <= families or min(weights.values(), default=0) < 0 or not sum(weights.values()):
+        raise ValueError(f"mask.weights needs weights >= 0, not all 0, of {', '.join(sorted(families))}: {weights}")
     members = {}
     for family in sorted(family for family, weight in weights.items() if weight > 0):
         member = {"name": family, family: spec.get(family, {}), "ratio": fields["ratio"]}
@@ -97,11 +92,11 @@ def _with_defaults(spec: Mapping) -> dict:
         if key not in MASK_DEFAULTS[name]:
             raise ValueError(f"mask family {name!r} has no field {key!r}; known: {', '.join(MASK_DEFAULTS[name])}")
         if key in _LIMITS:
-            whole, limit = key in ("number", "segments"), _LIMITS[key]
-            pair = isinstance(value, list | tuple) and len(value) == 2
-            if not (pair and int(whole) <= value[0] <= value[1] <= limit) or (whole and any(x % 1 for x in value)):
-                kind = "whole numbers 1" if whole else "numbers 0"
-                raise ValueError(f"mask.{key} needs two {kind} <= low <= high <= {limit}, not {value}")
+            kind, least = (int, 1) if key in ("number", "segments") else (int | float, 0)
+            pair = isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(x, kind) for x in value)
+            if not (pair and least <= value[0] <= value[1] <= _LIMITS[key]):
+                numbers = f"two {'whole ' if kind is int else ''}numbers {least} <= low <= high <= {_LIMITS[key]}"
+                raise ValueError(f"mask.{key} needs {numbers}, not {value}")
     return {"name": name, **fields}
 
 
@@ -129,12 +124,9 @@ def _in_pixels(fields: dict, height: int, width: int) -> dict:
             f"mask.ratio {(low, high)} cannot be kept by {name!r} at {height}x{width}: one shape covers up to "
             f"{largest_area / area:.3f}, which must not exceed high - low, and low must not exceed {room / area:.3f}"
         )
-    capacity = rows * (int(fields["number"][1]) + math.ceil(4 * low / (1 - low) * area / typical))
+    capacity = rows * (fields["number"][1] + math.ceil(4 * low / (1 - low) * area / typical))
     if capacity > 256:
-        raise ValueError(
-            f"mask {name!r} at {height}x{width} needs {capacity} shapes, the limit is 256: "
-            "lower mask.number or the low mask.ratio, or enlarge the shapes"
-        )
+        raise ValueError(f"mask {name!r} takes {capacity} shapes, over 256: lower mask.number or the low mask.ratio")
     return fields | {"capacity": capacity}
 
 
@@ -144,10 +136,7 @@ def _placed_squares(fields: dict, height: int, width: int) -> dict:
     outer = margin + fields["size"][1]
     inside = [margin <= min(x, y) and x <= width - outer and y <= height - outer for x, y in corners]
     if margin < 0 or outer + margin > min(height, width) or not all(inside):
-        raise ValueError(
-            f"mask.size, margin and positions put a square of {outer - margin} pixels with a margin of {margin} "
-            f"outside a {height}x{width} image; make them smaller"
-        )
+        raise ValueError(f"mask.size, margin or positions leave no room in a {height}x{width} image; make them smaller")
     return fields | {"margin": margin, "positions": corners}
 
 
@@ -174,10 +163,10 @@ def _lines(random: Mapping, height: int, width: int, parameters: Mapping) -> tup
 def _squares(random: Mapping, height: int, width: int, parameters: Mapping) -> tuple[jax.Array, jax.Array]:
     """Filled squares, anywhere inside the margin or at one of the fixed positions."""
     size = _between(random["length"], *parameters["size"])
-    corners, margin = parameters["positions"], parameters["margin"]
-    if corners:
+    if corners := parameters["positions"]:
         x, y = jnp.asarray(corners, jnp.int32)[_between(random["turn"], 0, len(corners) - 1)].T
     else:
+        margin = parameters["margin"]
         x = _between(random["x"], margin, width - margin - size)
         y = _between(random["y"], margin, height - margin - size)
     kind = jnp.full_like(x, RECTANGLE)
@@ -205,11 +194,12 @@ def _freeform(random: Mapping, height: int, width: int, parameters: Mapping) -> 
         ends.append(jnp.minimum(folded, 2 * (side - 1) - folded))
     thickness = _between(grid["thickness"][:, :1], *parameters["thickness"])
     drawn = step < _between(grid["segments"][:, :1], *parameters["segments"])
-    x, y = ends
-    columns = [jnp.where(drawn, SEGMENT, NONE), x[:, :-1], y[:, :-1], x[:, 1:], y[:, 1:], thickness]
-    shapes = jnp.stack([jnp.broadcast_to(values, drawn.shape) for values in columns], axis=-1).reshape(-1, 6)
-    shapes = jnp.pad(shapes, ((0, capacity - strokes * rows), (0, 0)))
-    return shapes, rows * _between(random["number"][0], *parameters["number"])
+    (x, y), kind = ends, jnp.where(drawn, SEGMENT, NONE)
+    columns = jnp.broadcast_arrays(kind, x[:, :-1], y[:, :-1], x[:, 1:], y[:, 1:], thickness)
+    shapes = jnp.stack(columns, axis=-1).reshape(-1, 6)
+    return jnp.pad(shapes, ((0, capacity - len(shapes)), (0, 0))), rows * _between(
+        random["number"][0], *parameters["number"]
+    )
 
 
 def _mixture(random: Mapping, height: int, width: int, parameters: Mapping) -> tuple[jax.Array, jax.Array]:
@@ -262,8 +252,8 @@ def rasterise(shapes: jax.Array, height: int, width: int) -> jax.Array:
     Returns:
       bool (height, width), True inside any shape.
     """
-    covered = jnp.zeros((height, width), bool)
-    return lax.fori_loop(0, shapes.shape[0], lambda i, mask: mask | _inside(shapes[i], height, width), covered)
+    shapes, empty = jnp.asarray(shapes, jnp.int32), jnp.zeros((height, width), bool)
+    return lax.fori_loop(0, len(shapes), lambda i, mask: mask | _inside(shapes[i], height, width), empty)
 
 
 def _draw(table: jax.Array, height: int, width: int, parameters: Mapping) -> tuple[jax.Array, jax.Array]:
@@ -283,8 +273,8 @@ def _draw(table: jax.Array, height: int, width: int, parameters: Mapping) -> tup
         use_it = ((i < number) | (covered < least)) & (count <= most)
         return jnp.where(use_it, wider, mask), jnp.where(use_it, count, covered), used.at[i].set(use_it)
 
-    start = (jnp.zeros((height, width), bool), jnp.int32(0), jnp.zeros(shapes.shape[0], bool))
-    mask, _, used = lax.fori_loop(0, shapes.shape[0], use, start)
+    start = (jnp.zeros((height, width), bool), jnp.int32(0), jnp.zeros(len(shapes), bool))
+    mask, _, used = lax.fori_loop(0, len(shapes), use, start)
     return jnp.where(used[:, None], shapes, 0), mask
 
 
@@ -301,9 +291,8 @@ def draw_mask(key: jax.Array, height: int, width: int, spec: Mapping) -> jax.Arr
       float32 (height, width, 1), 1 = hole, its mean within the spec's `ratio`.
     """
     parameters = validate_mask_spec(spec, (height, width))
-    bits = jax.random.bits(key, (parameters["capacity"], len(COLUMNS)), jnp.uint32)
-    table = (bits >> (32 - RANDOM_BITS)).astype(jnp.int32)
-    return _draw(table, height, width, parameters)[1][..., None].astype(jnp.float32)
+    bits = jax.random.bits(key, (parameters["capacity"], len(COLUMNS)), jnp.uint32) >> (32 - RANDOM_BITS)
+    return _draw(bits.astype(jnp.int32), height, width, parameters)[1][..., None].astype(jnp.float32)
 
 
 @dataclass(frozen=True)
@@ -325,8 +314,8 @@ class EvaluationMasks:
         return bits.reshape(-1, self.height, self.width, 1)
 
 
-def _digest(packed: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(packed).tobytes()).hexdigest()[:16]
+def _identity_end(packed: np.ndarray, height: int, width: int) -> str:
+    return f"-{len(packed)}-{height}x{width}-{hashlib.sha256(packed.tobytes()).hexdigest()[:16]}"
 
 
 def evaluation_masks(spec: Mapping, count: int, height: int, width: int, seed: int = 0) -> EvaluationMasks:
@@ -340,28 +329,23 @@ def evaluation_masks(spec: Mapping, count: int, height: int, width: int, seed: i
     if count < 1:
         raise ValueError(f"an evaluation set needs at least one mask, not {count}")
     parameters = validate_mask_spec(spec, (height, width))
-    size = (parameters["capacity"], len(COLUMNS))
     draw = jax.jit(jax.vmap(lambda table: _draw(table, height, width, parameters)))
-    shapes, packed = [], []
-    block = min(count, 64)
+    size, block, drawn = (parameters["capacity"], len(COLUMNS)), min(count, 64), []
     for first in range(0, count, block):
         # The last block is drawn in full and cut, so that one compiled program serves every block.
         streams = (np.random.RandomState([seed, index]) for index in range(first, first + block))
         tables = [stream.randint(0, 2**RANDOM_BITS, size, dtype=np.int64).astype(np.int32) for stream in streams]
-        block_shapes, masks = jax.device_get(draw(np.stack(tables)))
-        shapes.append(block_shapes)
-        packed.append(np.packbits(masks.reshape(block, -1), axis=1))
-    shapes, packed = np.concatenate(shapes)[:count], np.concatenate(packed)[:count]
-    identity = f"{parameters['name']}-{count}-{height}x{width}-{_digest(packed)}"
-    return EvaluationMasks(identity, shapes, packed, height, width)
+        shapes, masks = jax.device_get(draw(np.stack(tables)))
+        drawn.append((shapes, np.packbits(masks.reshape(block, -1), axis=1)))
+    shapes, packed = (np.concatenate(blocks)[:count] for blocks in zip(*drawn, strict=True))
+    return EvaluationMasks(parameters["name"] + _identity_end(packed, height, width), shapes, packed, height, width)
 
 
 def save_masks(path: str | os.PathLike, masks: EvaluationMasks) -> None:
     """Write an evaluation set as .npz under a temporary name, then rename it: a reader never sees half a file."""
-    path = Path(path)
+    path, size = Path(path), np.asarray([masks.height, masks.width], np.int32)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    size = np.asarray([masks.height, masks.width], np.int32)
     with temporary.open("wb") as file:
         np.savez(file, id=np.asarray(masks.id), shapes=masks.shapes, packed=masks.packed, size=size)
     temporary.replace(path)
@@ -369,17 +353,17 @@ def save_masks(path: str | os.PathLike, masks: EvaluationMasks) -> None:
 
 def load_masks(path: str | os.PathLike) -> EvaluationMasks:
     """Read what `save_masks` wrote and check its bits against its id; ValueError if missing, damaged or another."""
-    mend = "fetch an intact copy, or delete it and draw it again"
     try:
         with np.load(path, allow_pickle=False) as file:
             identity, shapes, packed, size = (file[key] for key in ("id", "shapes", "packed", "size"))
     # A flipped bit in an archive can surface as nearly any error; each means the same to the reader.
     except Exception as error:
-        raise ValueError(f"{path} is not a readable set of evaluation masks ({error}); {mend}") from error
+        raise ValueError(
+            f"{path} is not a readable set of evaluation masks ({error}); delete it and draw it again"
+        ) from error
     masks = EvaluationMasks(str(identity), shapes, packed, int(size[0]), int(size[1]))
-    count, suffix = len(packed), f"-{len(packed)}-{masks.height}x{masks.width}-{_digest(packed)}"
-    if not masks.id.endswith(suffix) or packed.shape != (count, -(-masks.height * masks.width // 8)):
-        raise ValueError(f"{path} is damaged: its masks do not match its id {masks.id}; {mend}")
+    if not masks.id.endswith(_identity_end(packed, masks.height, masks.width)):
+        raise ValueError(f"{path} is damaged: its masks do not match its id {masks.id}; delete it and draw it again")
     return masks
 
 
@@ -402,13 +386,13 @@ def read_mask_file(path: str | os.PathLike, height: int, width: int) -> np.ndarr
 
 def dilate(mask: jax.Array, pixels: int) -> jax.Array:
     """Grow the hole of float masks (..., H, W, 1) by `pixels` in each direction, diagonals included."""
-    lead = (1,) * (mask.ndim - 3)
     # Rows, then columns: the window's cost is then its side, not its area.
     for window in ((2 * pixels + 1, 1, 1), (1, 2 * pixels + 1, 1)):
-        mask = lax.reduce_window(mask, -jnp.inf, lax.max, lead + window, (1,) * mask.ndim, "SAME")
+        window = (1,) * (mask.ndim - 3) + window
+        mask = lax.reduce_window(mask, -jnp.inf, lax.max, window, (1,) * mask.ndim, "SAME")
     return mask
 
 
 def band(mask: jax.Array, pixels: int) -> jax.Array:
-    """Known pixels within `pixels` of the hole, for float masks (..., H, W, 1): the dilated hole minus the hole."""
+    """Known pixels at most `pixels` from the hole, for float masks (..., H, W, 1): the dilated hole minus the hole."""
     return dilate(mask, pixels) - mask

@@ -1,5 +1,6 @@
 """What a person sees of a run: progress bar, TensorBoard, sample grids, log lines."""
 
+import logging
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -7,23 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import tensorboardX
-from absl import logging
-from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 
-from inpaint_jax import image_files, run_folder
+from inpaint_jax import command_line, image_files, run_folder
+
+log = logging.getLogger("inpaint_jax")
 
 SAMPLE_COLUMNS = ("masked", "output", "completed", "truth")
-
-
-def log_to_file(path: Path) -> None:
-    """Sends log lines to the run's log file as well as to the terminal."""
-    import logging as standard_logging
-
-    handler = standard_logging.FileHandler(path)
-    handler.setFormatter(standard_logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    handler.setLevel(standard_logging.INFO)
-    standard_logging.getLogger("absl").addHandler(handler)
 
 
 class Monitor:
@@ -46,8 +37,7 @@ class Monitor:
             TextColumn("left"),
             TimeRemainingColumn(),
         ]
-        console = Console(stderr=True)
-        self._bar = Progress(*columns, console=console, disable=not sys.stderr.isatty())
+        self._bar = Progress(*columns, console=command_line.console(), disable=not sys.stderr.isatty())
         self._bar.start()
         self._task = self._bar.add_task("train", total=total_steps, completed=first_step, epoch=0, pace=0.0)
         self._started, self._first, self._total = time.monotonic(), first_step, total_steps
@@ -79,7 +69,7 @@ class Monitor:
         elapsed = time.monotonic() - self._started
         left = elapsed / max(1, step - self._first) * (self._total - step)
         numbers = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-        logging.info("epoch %g/%d  step %d/%d  %s  (%.0f s left)", epoch, epochs, step, self._total, numbers, left)
+        log.info("epoch %g/%d  step %d/%d  %s  (%.0f s left)", epoch, epochs, step, self._total, numbers, left)
 
     def close(self) -> None:
         """Stops the bar and flushes TensorBoard."""

@@ -35,7 +35,9 @@ def prepare(workdir: Path, restart: bool) -> IO[str]:
         workdir.mkdir(parents=True, exist_ok=True)
         lock = (workdir / ".lock").open("w")
     except OSError as error:
-        raise ValueError(f"the run folder {str(workdir)!r} cannot be written ({error}): choose another --workdir") from error
+        raise ValueError(
+            f"the run folder {str(workdir)!r} cannot be written ({error}): choose another --workdir"
+        ) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

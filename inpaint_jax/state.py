@@ -67,13 +67,17 @@ class RegimeState:
         return cls(**values)
 
 
+def discriminator_channels(config: ml_collections.ConfigDict) -> int:
+    """Returns the number of channels that the discriminator sees."""
+    return 3 + (task.input_channels(config) if config.discriminator.condition == "input" else 0)
+
+
 def initial_variables(config: ml_collections.ConfigDict) -> dict[str, dict[str, Tree]]:
     """Returns `{"generator": {"params", "batch_stats"}, …}`, drawn from `config.seed`; jit-compatible."""
     size, channels = config.image_size, task.input_channels(config)
-    seen = 3 + (channels if config.discriminator.condition == "input" else 0)
     networks = {"generator": (models.build_generator(config), channels)}
     if (discriminator := models.build_discriminator(config)) is not None:
-        networks["discriminator"] = (discriminator, seen)
+        networks["discriminator"] = (discriminator, discriminator_channels(config))
     variables = {}
     for name, (module, depth) in networks.items():
         example = jnp.zeros((1, size, size, depth), jnp.float32)
@@ -82,7 +86,9 @@ def initial_variables(config: ml_collections.ConfigDict) -> dict[str, dict[str, 
     return variables
 
 
-def create_state(config: ml_collections.ConfigDict, optimizers: Mapping[str, optax.GradientTransformation]) -> TrainState:
+def create_state(
+    config: ml_collections.ConfigDict, optimizers: Mapping[str, optax.GradientTransformation]
+) -> TrainState:
     """Returns the state before the first step, a function of `config.seed` alone; jit-compatible."""
     variables = initial_variables(config)
     params = {name: v["params"] for name, v in variables.items()}

@@ -62,9 +62,7 @@ def _mean_over_replicas(tree: Tree, axis_name: str | None) -> Tree:
 
 def _apply(module: nn.Module, params: Tree, stats: Tree, x: jax.Array) -> tuple[jax.Array, Tree]:
     """Applies a network in training mode and returns its output and new batch statistics."""
-    output, updated = module.apply(
-        {"params": params, "batch_stats": stats}, x, train=True, mutable=["batch_stats"]
-    )
+    output, updated = module.apply({"params": params, "batch_stats": stats}, x, train=True, mutable=["batch_stats"])
     return output, updated.get("batch_stats", {})
 
 
@@ -141,7 +139,11 @@ def adversarial_generator_gradients(system: System, state: TrainState, example: 
         images, stats = _generate(system, params, state.stats["generator"], example)
         # D's statistics come from its own update alone.
         fake, _ = _judge(
-            system, state.params["discriminator"], state.stats["discriminator"], images, system.config.discriminator.sees
+            system,
+            state.params["discriminator"],
+            state.stats["discriminator"],
+            images,
+            system.config.discriminator.sees,
         )
         total, parts = losses.generator_loss(system.config.losses, images, fake)
         return total, (stats, {"loss/generator": total, **parts})
@@ -152,8 +154,11 @@ def adversarial_generator_gradients(system: System, state: TrainState, example: 
 
 def _logit_metrics(real: jax.Array, fake: jax.Array) -> dict[str, jax.Array]:
     correct = jnp.mean(real > 0) / 2 + jnp.mean(fake < 0) / 2
-    return {"discriminator/logit_real": real.mean(), "discriminator/logit_fake": fake.mean(),
-            "discriminator/accuracy": correct}
+    return {
+        "discriminator/logit_real": real.mean(),
+        "discriminator/logit_fake": fake.mean(),
+        "discriminator/accuracy": correct,
+    }
 
 
 Gradients = Callable[[System, TrainState, Batch], tuple[Tree, Tree, dict]]
@@ -268,12 +273,12 @@ def make_eval_step(
         output = task.to_uint8(output, config.task.value_range)
         completed = jnp.where(batch["mask"] > 0, output, batch["image"])
         values = metrics.image_metrics(
-            completed.astype(jnp.float32) / 255.0, batch["image"].astype(jnp.float32) / 255.0, example["mask"],
+            completed.astype(jnp.float32) / 255.0,
+            batch["image"].astype(jnp.float32) / 255.0,
+            example["mask"],
             normal_maps,
         )
-        masked = task.to_uint8(
-            task.masked_image(config, example["image"], example["mask"]), config.task.value_range
-        )
+        masked = task.to_uint8(task.masked_image(config, example["image"], example["mask"]), config.task.value_range)
         return {**values, "output": output, "completed": completed, "masked": masked}
 
     return step

@@ -88,7 +88,8 @@ def evaluation_example(config: ml_collections.ConfigDict, batch: Mapping[str, ja
 
 def mask_spec(config: ml_collections.ConfigDict) -> dict:
     """Returns the specification of the mask family as `masks` takes it."""
-    return {"name": config.mask.name, "ratio": tuple(config.mask.ratio), **config.mask.options.to_dict()}
+    families = {name: config.mask[name].to_dict() for name in masks.MASKS}
+    return {"name": config.mask.name, "ratio": tuple(config.mask.ratio), **families}
 
 
 def _fill_value(config: ml_collections.ConfigDict, image: jax.Array, mask: jax.Array) -> jax.Array:

@@ -4,6 +4,7 @@ A checkpoint at S commits everything up to S; whatever lies beyond it on disk is
 """
 
 import dataclasses
+import logging
 import math
 import time
 from collections.abc import Iterator
@@ -13,9 +14,8 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
-from absl import logging
 
-from inpaint_jax import checkpoint, evaluate, regimes, run_folder, weights
+from inpaint_jax import checkpoint, command_line, evaluate, regimes, run_folder, weights
 from inpaint_jax import config as config_module
 from inpaint_jax import data as data_module
 from inpaint_jax import masks as masks_module
@@ -26,6 +26,8 @@ from inpaint_jax.state import RegimeState, TrainState, create_state
 from inpaint_jax.step import System, make_eval_step, make_system, make_train_step
 
 FINISHED, PREEMPTED = 0, 75
+
+log = logging.getLogger("inpaint_jax")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,16 +116,16 @@ def begin(run: Run, checkpoints: checkpoint.Checkpoints) -> tuple[TrainState, Re
 def log_earlier_run(run: Run, step: int, regime: RegimeState, rows: list[dict]) -> None:
     """Logs what the run has done so far: steps, epochs, last and best numbers, wall time."""
     seconds = sum(row["seconds"] for row in run_folder.read_rows(run.workdir / run_folder.TIMING))
-    logging.info(
+    log.info(
         "going on from step %d of %d (epoch %d of %d) after %.0f s of training in %s",
         step, run.total_steps, run.epochs_done(step), run.config.epochs, seconds, run.workdir,
     )  # fmt: skip
     for split in ("train", "val"):
         if last := next((row for row in reversed(rows) if row["split"] == split), None):
             numbers = "  ".join(f"{k} {v:.4g}" for k, v in last.items() if isinstance(v, float) and k != "epoch")
-            logging.info("last %s row, step %d: %s", split, last["step"], numbers)
+            log.info("last %s row, step %d: %s", split, last["step"], numbers)
     if regime.best is not None:
-        logging.info("best %s so far: %.4f at step %d", run.config.regime.monitor, regime.best, regime.best_step)
+        log.info("best %s so far: %.4f at step %d", run.config.regime.monitor, regime.best, regime.best_step)
 
 
 def generator_variables(state: TrainState) -> dict:
@@ -172,7 +174,7 @@ def fit(run: Run, checkpoints: checkpoint.Checkpoints, preemption: checkpoint.Pr
             epoch_ends = step % run.steps_per_epoch == 0
             epoch = run.epochs_done(step)
             last = step == run.total_steps or preemption.requested is not None
-            validates = epoch_ends and (epoch % config.eval_every_epochs == 0) or step == run.total_steps
+            validates = (epoch_ends and (epoch % config.eval_every_epochs == 0)) or step == run.total_steps
             saves = last or validates or step % config.checkpoint_every_steps == 0
             if step % config.log_every_steps == 0 or saves:
                 values = {k: float(v) for k, v in parallel.unreplicate(scalars).items()}
@@ -197,10 +199,10 @@ def fit(run: Run, checkpoints: checkpoint.Checkpoints, preemption: checkpoint.Pr
                 if regime.best_step == step:
                     checkpoints.save_best(step, generator_variables(host_state))
             if regime.stopped:
-                logging.info("early stopping after epoch %d: no better value for %d epochs", epoch, regime.waited_epochs)
+                log.info("early stopping after epoch %d: no better value for %d epochs", epoch, regime.waited_epochs)
                 break
             if preemption.requested and step < run.total_steps:
-                logging.warning("%s: state of step %d saved; run the same command again", preemption.requested, step)
+                log.warning("%s: state of step %d saved; run the same command again", preemption.requested, step)
                 return False
     finally:
         for closable in (rows, timing, monitor):
@@ -252,6 +254,7 @@ def run_training(config: ml_collections.ConfigDict, workdir: Path, restart: bool
     """
     config_module.validate(config)
     lock = run_folder.prepare(workdir, restart)
+    command_line.log_to_file(workdir / run_folder.LOG)
     with lock, checkpoint.Preemption() as preemption:
         check_config(config, workdir, allow_changes)
         run = assemble(config, workdir)
@@ -279,7 +282,7 @@ def check_config(config: ml_collections.ConfigDict, workdir: Path, allow_changes
             f"or --allow_config_changes to go on all the same:{lines}"
         )
     for line in differences:
-        logging.warning("config changed: %s", line)
+        log.warning("config changed: %s", line)
 
 
 def finish(run: Run, checkpoints: checkpoint.Checkpoints) -> None:
@@ -287,7 +290,7 @@ def finish(run: Run, checkpoints: checkpoint.Checkpoints) -> None:
     template = jax.eval_shape(lambda: generator_variables(create_state(run.config, {})))
     variables = checkpoints.restore_best(template)
     megabytes = weights.save_generator(run.workdir / run_folder.GENERATOR, variables, run.config)
-    logging.info("testing the generator of step %d", checkpoints.best_step())
+    log.info("testing the generator of step %d", checkpoints.best_step())
     timing = run_folder.read_rows(run.workdir / run_folder.TIMING)
     seconds = sum(row["seconds"] for row in timing)
     steps = checkpoints.latest_step()
@@ -312,4 +315,4 @@ def finish(run: Run, checkpoints: checkpoint.Checkpoints) -> None:
     }
     evaluate.write_results(run.workdir, results)
     evaluate.log_results(results)
-    logging.info("pictures and figures are in %s", run.workdir / run_folder.TEST)
+    log.info("pictures and figures are in %s", run.workdir / run_folder.TEST)

@@ -2,15 +2,17 @@
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from absl import logging
 
-from inpaint_jax import image_files
+from inpaint_jax import image_files, masks
+
+log = logging.getLogger("inpaint_jax")
 
 MANIFEST_VERSION = 1
 
@@ -60,7 +62,7 @@ def read_manifest(root: Path, names: Sequence[str], cache: Path | None, threads:
             if stored["version"] == MANIFEST_VERSION and stored["root"] == str(root.resolve()):
                 earlier = stored["files"]
         except (ValueError, KeyError, TypeError) as error:
-            logging.warning("the manifest %s is unreadable (%s) and is made anew", cache, error)
+            log.warning("the manifest %s is unreadable (%s) and is made anew", cache, error)
 
     def entry(name: str) -> dict:
         path = root / name
@@ -102,7 +104,7 @@ def usable(manifest: dict[str, dict], smallest: int, skip_bad: int) -> list[str]
             f"or allow for them with config.data.skip_bad = {len(bad)}:{listed}{more}"
         )
     for _, reason in bad:
-        logging.warning("left out: %s", reason)
+        log.warning("left out: %s", reason)
     left_out = {name for name, _ in bad}
     return [name for name in manifest if name not in left_out]
 
@@ -114,4 +116,4 @@ def loader(root: Path, names: Sequence[str], size: int, fit: str) -> Callable[[i
 
 def mask_loader(root: Path, names: Sequence[str], size: int) -> Callable[[int], np.ndarray]:
     """Returns index -> uint8 (size, size, 1) of 0 and 1, white = hole, thresholded after resizing."""
-    return lambda index: image_files.fit_mask(image_files.read_mask_grey(root / names[index]), size, size)
+    return lambda index: masks.read_mask_file(root / names[index], size, size)

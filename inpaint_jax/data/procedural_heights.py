@@ -8,8 +8,8 @@ Every family is a function `family(random, x, y, pixel) -> height`:
 * `pixel` is the width of one pixel in tile widths, below which no bevel gets: edges are as soft as in painted maps;
 * `height` is float32 in tile widths. Bevels have a slope of about 1: the caller draws the strength.
 
-Built relief, here: masonry (bricks, tiles, slabs), panels (plates with grooves, rivets and vents), solids (boxes, discs,
-rings, capsules). Repeated patterns are in `procedural_patterns`, natural relief in `procedural_surfaces`.
+Built relief, here: masonry (bricks, tiles, slabs), panels (plates with grooves, rivets and vents), solids (boxes,
+discs, rings, capsules). Repeated patterns are in `procedural_patterns`, natural relief in `procedural_surfaces`.
 """
 
 import numpy as np
@@ -58,6 +58,16 @@ def box_distance(x: Array, y: Array, half_width: float, half_height: float, corn
     if form == "cut":
         distance = np.minimum(distance, (inside_x + inside_y - corner) * np.float32(0.7071))
     return distance
+
+
+def window_distance(random: Random, x: Array, y: Array) -> Array:
+    """Distance inside a random large box or disc near the middle of the tile, in tile widths."""
+    local_x, local_y = x - np.float32(0.3 + 0.4 * random.random()), y - np.float32(0.3 + 0.4 * random.random())
+    half_width, half_height = between(random, 0.15, 0.5), between(random, 0.15, 0.5)
+    if chance(random, 0.2):
+        return np.float32(half_width) - np.hypot(local_x, local_y)
+    corner = ("square", "cut", "round")[int(3 * random.random())]
+    return box_distance(local_x, local_y, half_width, half_height, between(random, 0.02, 0.15), corner)
 
 
 def even_length(length: int) -> int:

@@ -1,9 +1,9 @@
 """Procedural normal maps: the embedded data set, physically consistent relief drawn by NumPy alone.
 
-Each map is a random height field turned into tangent-space normals, so it is integrable, as maps baked from geometry are.
-A tile is one relief family, or two that are added or parted by a border, under overlays: large bends, dents, scratches
-and noise from none to strong. The families live in `procedural_heights` (masonry, panels, solids), `procedural_patterns`
-(strips, lattices, blocks) and `procedural_surfaces` (stones, terrain, crumple, contours, grain, waves, facets, domes).
+Each map is a random height field turned into tangent-space normals, so it is integrable, as baked maps are. A tile is
+one relief family, or two that are added or parted by a border, under overlays: large bends, dents, scratches and noise
+from none to strong. The families live in `procedural_heights` (masonry, panels, solids), `procedural_patterns` (strips,
+lattices, blocks) and `procedural_surfaces` (stones, terrain, crumple, contours, grain, waves, facets, domes).
 Weights and strengths were set so that tilts, gradients and spectra come near those of game textures at 64 and 128
 pixels. Most tiles are upright, some turned.
 

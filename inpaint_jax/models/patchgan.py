@@ -4,7 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from inpaint_jax.models.layers import Conv, normalisation
+from inpaint_jax.models.layers import Conv
+from inpaint_jax.models.normalisation import normalisation
 
 
 class PatchGAN(nn.Module):
@@ -31,6 +32,6 @@ class PatchGAN(nn.Module):
             x = layer(x)
             if not plain:
                 norm = normalisation(self.norm, self.dtype, self.axis_name, f"conv{level}_norm")
-                x = norm(x, use_running_average=not train)
+                x = norm(x, not train)
             x = nn.leaky_relu(x, 0.2)
         return Conv(1, 4, 1, 1, use_bias=True, dtype=self.dtype, name="logits")(x).astype(jnp.float32)

@@ -8,7 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from inpaint_jax.models.layers import Conv, ConvTranspose, normalisation, unit_normalise
+from inpaint_jax.models.layers import Conv, ConvTranspose, unit_normalise
+from inpaint_jax.models.normalisation import normalisation
 
 
 class UNet(nn.Module):
@@ -38,7 +39,7 @@ class UNet(nn.Module):
         widths = [self.width * min(2**level, 8) for level in range(levels)]
 
         def norm(x: jax.Array, name: str) -> jax.Array:
-            return normalisation(self.norm, self.dtype, self.axis_name, name)(x, use_running_average=not train)
+            return normalisation(self.norm, self.dtype, self.axis_name, name)(x, not train)
 
         x = x.astype(self.dtype)
         skips = []

@@ -1,0 +1,74 @@
+"""Both networks in words: parameters per block and floating-point operations of an image."""
+
+import json
+from collections import Counter
+
+import flax.linen as nn
+import jax
+import ml_collections
+from clu import parameter_overview
+
+from inpaint_jax import config as config_module
+from inpaint_jax import models, state
+from inpaint_jax.models.layers import Conv, ConvTranspose
+
+
+def forward_gflops(module: nn.Module, height: int, width: int, channels: int) -> float:
+    """Returns 10^9 floating-point operations of one image's forward pass: the multiply-adds of its convolutions, x2.
+
+    Counted of the plain formulation, so that the figure does not depend on how a layer is computed.
+    """
+    total = Counter()
+
+    def count(next_call, args, kwargs, context):
+        output = next_call(*args, **kwargs)
+        layer = context.module
+        if context.method_name == "__call__" and isinstance(layer, Conv | ConvTranspose):
+            kernel = layer.variables["params"]["kernel"]
+            # Each kernel element is used once per output position of a convolution, per input position of a
+            # transposed one.
+            positions = output if isinstance(layer, Conv) else args[0]
+            total["flops"] += 2 * kernel.size * positions.shape[1] * positions.shape[2]
+        return output
+
+    def initialise() -> None:
+        with nn.intercept_methods(count):
+            module.init(jax.random.key(0), jax.numpy.zeros((1, height, width, channels)), train=False)
+
+    jax.eval_shape(initialise)
+    return total["flops"] / 1e9
+
+
+def network_figures(config: ml_collections.ConfigDict) -> dict[str, float]:
+    """Returns parameter counts and operations; train = 3 generator passes and 7 discriminator passes for one image.
+
+    A backward pass costs two forward ones. D judges a real and a generated image, and hands the generator's
+    gradient back once more: 3 + 3 + 1.
+    """
+    shapes = jax.eval_shape(lambda: state.initial_variables(config))
+    counts = {name: sum(x.size for x in jax.tree.leaves(v["params"])) for name, v in shapes.items()}
+    size = config.image_size
+    generator = forward_gflops(models.build_generator(config), size, size, state.task.input_channels(config))
+    discriminator = 0.0
+    if (module := models.build_discriminator(config)) is not None:
+        discriminator = forward_gflops(module, size, size, state.discriminator_channels(config))
+    return {
+        "generator_parameters": counts["generator"],
+        "discriminator_parameters": counts.get("discriminator", 0),
+        "generator_gflops_per_image": round(generator, 4),
+        "train_gflops_per_image": round(3 * generator + 7 * discriminator, 4),
+    }
+
+
+def print_networks(config: ml_collections.ConfigDict) -> None:
+    """Prints the parameters of both networks, block by block, and as the last line one JSON object."""
+    config_module.validate(config)
+    for name, variables in jax.eval_shape(lambda: state.initial_variables(config)).items():
+        blocks = Counter()
+        for block, tree in variables["params"].items():
+            blocks[block] += sum(x.size for x in jax.tree.leaves(tree))
+        print(f"{name}: {sum(blocks.values()):,} parameters")
+        for block, count in blocks.items():
+            print(f"  {block:20} {count:>12,}")
+        print(parameter_overview.get_parameter_overview(variables["params"], include_stats=False))
+    print(json.dumps(network_figures(config)))

@@ -1,0 +1,47 @@
+"""Trains a config, goes on where an earlier run stopped, and tests: one command for everything.
+
+    python launch/main.py --config configs/unet_cosine.py:quick
+    python launch/main.py --config configs/unet_cosine.py --config.data.source=folder --config.data.path=my_maps
+
+Any field of the config can be set: --config.optimizer.learning_rate=3e-4. The same command again goes on, or tests
+a finished run; --restart starts over.
+
+Exit codes: 0 finished; 75 preempted with the state saved, run the same command again; 1 an error with a message;
+2 wrong usage.
+"""
+
+import logging
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from inpaint_jax import command_line, run_folder
+
+log = logging.getLogger("inpaint_jax")
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "config file, with :quick or :tiny to shrink it")
+_WORKDIR = flags.DEFINE_string("workdir", None, "run folder; default runs/<config name>[-<arg>]")
+_RESTART = flags.DEFINE_bool("restart", False, "start over: remove what an earlier run left in the run folder")
+_DESCRIBE = flags.DEFINE_bool("describe", False, "print both networks with parameter counts, and exit")
+_ALLOW = flags.DEFINE_bool("allow_config_changes", False, "go on although the config differs from the run's")
+
+
+def _main() -> int:
+    config = command_line.require(_CONFIG)
+    command_line.prepare_jax(config.deterministic)
+    if _DESCRIBE.value:
+        from inpaint_jax import describe
+
+        describe.print_networks(config)
+        return 0
+    path = config_flags.get_config_filename(flags.FLAGS["config"])
+    workdir = Path(_WORKDIR.value) if _WORKDIR.value else run_folder.default_workdir(path)
+    log.info("run folder %s", workdir)
+    from inpaint_jax import train
+
+    return train.run_training(config, workdir, _RESTART.value, _ALLOW.value)
+
+
+if __name__ == "__main__":
+    command_line.run(_main, __doc__)
