@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from inpaint_jax import baselines, image_files, inference, metrics, monitor, run_folder, task
-from inpaint_jax import masks as masks_module
+from inpaint_jax import baselines, image_files, inference, mask_sets, metrics, monitor, run_folder, task
 from inpaint_jax.data import load_mask_files
 from inpaint_jax.data.pipeline import evaluation_batches
 from inpaint_jax.data.source import ImageSource
@@ -25,15 +24,29 @@ PerImage = dict[str, np.ndarray]
 LARGE_HOLE = 0.2
 
 
-def evaluation_masks(config: ml_collections.ConfigDict, split: str, count: int) -> masks_module.EvaluationMasks:
-    """Returns the stored masks of a split; they depend on the mask's config and on nothing else of the run."""
+def evaluation_masks(
+    config: ml_collections.ConfigDict, split: str, count: int, folder: Path
+) -> mask_sets.EvaluationMasks:
+    """Returns the masks of a split, stored in `folder` at the first call.
+
+    They depend on the mask's config and on nothing else of the run.
+    """
+    path = folder / f"{split}-{count}.npz"
+    if path.exists():
+        return mask_sets.load_masks(path)
+    masks = _draw_masks(config, split, count)
+    mask_sets.save_masks(path, masks)
+    return masks
+
+
+def _draw_masks(config: ml_collections.ConfigDict, split: str, count: int) -> mask_sets.EvaluationMasks:
     size = config.image_size
     seed = 2 * config.mask.evaluation_seed + (split == "test")
     if config.mask.name == "files":
         source = load_mask_files(config.mask.path, size)
-        bits = np.stack([source[(i * 2 + (split == "test")) % len(source)] for i in range(count)])
-        return masks_module.masks_from_bits("files", bits)
-    return masks_module.evaluation_masks(task.mask_spec(config), count, size, size, seed)
+        pictures = np.stack([source[(i * 2 + (split == "test")) % len(source)] for i in range(count)])
+        return mask_sets.masks_from_pictures(pictures)
+    return mask_sets.evaluation_masks(task.mask_spec(config), count, size, size, seed)
 
 
 def limited(count: int, limit: int) -> int:
@@ -124,17 +137,17 @@ def test_phase(
     parallel: Parallel,
     variables: dict,
     images: ImageSource,
-    folder: Path,
+    workdir: Path,
 ) -> dict[str, Any]:
     """Tests a generator beside the baselines, writes pictures, and returns the figures for `results.json`.
 
     Args:
         variables: the generator's, on the host.
         images: the test split.
-        folder: `test/` of the run folder.
+        workdir: the run folder.
     """
     count = limited(len(images), config.evaluation.test_limit)
-    mask_set = evaluation_masks(config, "test", count)
+    mask_set = evaluation_masks(config, "test", count, workdir / run_folder.MASKS)
     masks = mask_set.unpack()
     normal_maps = config.data.kind == "normal_maps"
     shown = range(min(count, 4 * config.evaluation.samples))
@@ -146,7 +159,7 @@ def test_phase(
         for name, fill in baselines.baselines_for(normal_maps).items()
     }
     large = masks.mean(axis=(1, 2, 3)) > LARGE_HOLE
-    _write_pictures(config, images, masks, pictures, folder)
+    _write_pictures(config, images, masks, pictures, workdir / run_folder.TEST)
     return {
         "dataset": {"source": config.data.source, "fingerprint": images.fingerprint},
         "images": count,

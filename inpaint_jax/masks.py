@@ -1,4 +1,4 @@
-"""Hole masks: drawn on the device from a key, stored for evaluation, or read from a file.
+"""Hole masks: drawn on the device from a key; `mask_sets` draws sets for evaluation in the same way.
 
 A mask is float32 (..., H, W, 1) with 1 = hole and 0 = known. Every family in `MASKS` turns a table of random integers
 into at most K shapes, int32 (K, 6): kind, x0, y0, x1, y1, thickness. One rasteriser fills them with int32 arithmetic
@@ -11,18 +11,12 @@ so one spec serves every image size. Settings may also stand under a family's na
 `dict(name="mixture", lines=dict(number=(1, 3)))`; in a mixture the mixture's own `ratio` holds.
 """
 
-import hashlib
 import math
-import os
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
-from PIL import Image
 
 NONE, SEGMENT, RECTANGLE = 0, 1, 2
 # Directions are counted in 1/256 turns. Rounding to 1/1024 leaves no entry near a tie, so every libm gives this table.
@@ -256,7 +250,7 @@ def rasterise(shapes: jax.Array, height: int, width: int) -> jax.Array:
     return lax.fori_loop(0, len(shapes), lambda i, mask: mask | _inside(shapes[i], height, width), empty)
 
 
-def _draw(table: jax.Array, height: int, width: int, parameters: Mapping) -> tuple[jax.Array, jax.Array]:
+def shapes_and_mask(table: jax.Array, height: int, width: int, parameters: Mapping) -> tuple[jax.Array, jax.Array]:
     """Shapes int32 (K, 6), kind 0 where not used, and their mask, bool (H, W), from random integers (K, columns).
 
     Shapes are used in turn until the drawn number and the least ratio are reached; one too large is left out.
@@ -292,96 +286,7 @@ def draw_mask(key: jax.Array, height: int, width: int, spec: Mapping) -> jax.Arr
     """
     parameters = validate_mask_spec(spec, (height, width))
     bits = jax.random.bits(key, (parameters["capacity"], len(COLUMNS)), jnp.uint32) >> (32 - RANDOM_BITS)
-    return _draw(bits.astype(jnp.int32), height, width, parameters)[1][..., None].astype(jnp.float32)
-
-
-@dataclass(frozen=True)
-class EvaluationMasks:
-    """A stored set of masks: `shapes` int32 (count, K, 6) for `rasterise`, `packed` uint8 (count, ceil(H * W / 8)).
-
-    `id` is "<family>-<count>-<H>x<W>-<first 16 hex digits of the SHA-256 of the packed bits>"; sides are in pixels.
-    """
-
-    id: str
-    shapes: np.ndarray
-    packed: np.ndarray
-    height: int
-    width: int
-
-    def unpack(self) -> np.ndarray:
-        """The masks as uint8 (count, H, W, 1), 1 = hole."""
-        bits = np.unpackbits(self.packed, axis=1, count=self.height * self.width)
-        return bits.reshape(-1, self.height, self.width, 1)
-
-
-def _identity_end(packed: np.ndarray, height: int, width: int) -> str:
-    return f"-{len(packed)}-{height}x{width}-{hashlib.sha256(packed.tobytes()).hexdigest()[:16]}"
-
-
-def evaluation_masks(spec: Mapping, count: int, height: int, width: int, seed: int = 0) -> EvaluationMasks:
-    """Draw the masks of an evaluation set; mask i depends on (spec, seed, i) alone, on no JAX key or device.
-
-    Args:
-      spec: see `validate_mask_spec`, whose errors it raises.
-      count: number of masks, at least 1.
-      seed: of this set, 0 to 2**32 - 1; not the training seed.
-    """
-    if count < 1:
-        raise ValueError(f"an evaluation set needs at least one mask, not {count}")
-    parameters = validate_mask_spec(spec, (height, width))
-    draw = jax.jit(jax.vmap(lambda table: _draw(table, height, width, parameters)))
-    size, block, drawn = (parameters["capacity"], len(COLUMNS)), min(count, 64), []
-    for first in range(0, count, block):
-        # The last block is drawn in full and cut, so that one compiled program serves every block.
-        streams = (np.random.RandomState([seed, index]) for index in range(first, first + block))
-        tables = [stream.randint(0, 2**RANDOM_BITS, size, dtype=np.int64).astype(np.int32) for stream in streams]
-        shapes, masks = jax.device_get(draw(np.stack(tables)))
-        drawn.append((shapes, np.packbits(masks.reshape(block, -1), axis=1)))
-    shapes, packed = (np.concatenate(blocks)[:count] for blocks in zip(*drawn, strict=True))
-    return EvaluationMasks(parameters["name"] + _identity_end(packed, height, width), shapes, packed, height, width)
-
-
-def save_masks(path: str | os.PathLike, masks: EvaluationMasks) -> None:
-    """Write an evaluation set as .npz under a temporary name, then rename it: a reader never sees half a file."""
-    path, size = Path(path), np.asarray([masks.height, masks.width], np.int32)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        np.savez(file, id=np.asarray(masks.id), shapes=masks.shapes, packed=masks.packed, size=size)
-    temporary.replace(path)
-
-
-def load_masks(path: str | os.PathLike) -> EvaluationMasks:
-    """Read what `save_masks` wrote and check its bits against its id; ValueError if missing, damaged or another."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            identity, shapes, packed, size = (file[key] for key in ("id", "shapes", "packed", "size"))
-    # A flipped bit in an archive can surface as nearly any error; each means the same to the reader.
-    except Exception as error:
-        raise ValueError(
-            f"{path} is not a readable set of evaluation masks ({error}); delete it and draw it again"
-        ) from error
-    masks = EvaluationMasks(str(identity), shapes, packed, int(size[0]), int(size[1]))
-    if not masks.id.endswith(_identity_end(packed, masks.height, masks.width)):
-        raise ValueError(f"{path} is damaged: its masks do not match its id {masks.id}; delete it and draw it again")
-    return masks
-
-
-def read_mask_file(path: str | os.PathLike, height: int, width: int) -> np.ndarray:
-    """Read a mask image (white = hole, alpha ignored), thresholded at 0.5 after resizing, as uint8 (height, width, 1).
-
-    Raises:
-      ValueError: the file is missing or not an image.
-    """
-    try:
-        with Image.open(path) as image:
-            if image.mode.startswith("I"):
-                # Pillow clips 16-bit values when it converts them, which would turn every grey white.
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            grey = image.convert("L").resize((width, height), Image.Resampling.BILINEAR)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} is not a readable mask image ({error}); give a PNG with white holes") from error
-    return (np.asarray(grey) >= 128).astype(np.uint8)[..., None]
+    return shapes_and_mask(bits.astype(jnp.int32), height, width, parameters)[1][..., None].astype(jnp.float32)
 
 
 def dilate(mask: jax.Array, pixels: int) -> jax.Array:

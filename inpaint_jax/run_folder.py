@@ -10,8 +10,9 @@ from typing import IO, Any
 
 CONFIG, METRICS, TIMING, LOG = "config.json", "metrics.jsonl", "timing.jsonl", "log.txt"
 CHECKPOINTS, SAMPLES, TENSORBOARD, TEST, GENERATOR = "checkpoints", "samples", "tensorboard", "test", "generator"
+DATA, MASKS = "data", "masks"
 # Everything that the program itself writes; --restart removes these and nothing else.
-OWN = (CONFIG, METRICS, TIMING, LOG, CHECKPOINTS, SAMPLES, TENSORBOARD, TEST, GENERATOR, "data", "masks")
+OWN = (CONFIG, METRICS, TIMING, LOG, CHECKPOINTS, SAMPLES, TENSORBOARD, TEST, GENERATOR, DATA, MASKS)
 
 
 def default_workdir(config_path: str) -> Path:

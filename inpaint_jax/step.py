@@ -191,8 +191,12 @@ def _microbatches(batch: Batch, parts: int) -> list[Batch]:
 
 
 def _update(system: System, state: TrainState, gradients: Tree, stats: Tree) -> tuple[TrainState, dict]:
-    """Applies gradients group by group; groups without gradients keep parameters, optimiser state and count."""
+    """Applies gradients group by group; groups without gradients keep parameters, optimiser state and count.
+
+    Non-finite gradients skip the whole update: parameters, optimiser states and statistics stay as they were.
+    """
     params, opt, scalars = dict(state.params), dict(state.opt), {}
+    finite = jnp.isfinite(optax.global_norm(gradients))
     for group, optimizer in system.optimizers.items():
         network = group.split("/")[0]
         if network not in gradients:
@@ -201,7 +205,11 @@ def _update(system: System, state: TrainState, gradients: Tree, stats: Tree) -> 
         updates, opt[group] = optimizer.update(own_gradients, opt[group], own, lr_scale=state.lr_scale[group])
         params[network] = {**params[network], **optax.apply_updates(own, updates)}
         scalars[f"gradient_norm/{group}"] = optax.global_norm(own_gradients)
-    return state.replace(params=params, opt=opt, stats={**state.stats, **stats}), scalars
+    new = {"params": params, "opt": opt, "stats": {**state.stats, **stats}}
+    old = {"params": state.params, "opt": state.opt, "stats": state.stats}
+    kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+    skipped = state.guard["skipped"] + jnp.where(finite, 0, 1)
+    return state.replace(**kept, guard={**state.guard, "skipped": skipped}), scalars
 
 
 def _moving_average(config: ml_collections.ConfigDict, state: TrainState) -> TrainState:

@@ -62,7 +62,7 @@ def assemble(config: ml_collections.ConfigDict, workdir: Path) -> Run:
     Raises:
         ValueError: one sentence on what is wrong and how to mend it.
     """
-    splits = data_module.load_splits(config.data, config.image_size, workdir / "data")
+    splits = data_module.load_splits(config.data, config.image_size, workdir / run_folder.DATA)
     batch = config.batch_size * config.accumulate
     steps_per_epoch = pipeline.steps_per_epoch(len(splits["train"]), batch)
     total_steps = config.epochs * steps_per_epoch
@@ -76,7 +76,7 @@ def assemble(config: ml_collections.ConfigDict, workdir: Path) -> Run:
     else:
         masks_module.validate_mask_spec(evaluate.task.mask_spec(config), config.image_size)
     val_masks = evaluate.evaluation_masks(
-        config, "val", evaluate.limited(len(splits["val"]), config.evaluation.val_limit)
+        config, "val", evaluate.limited(len(splits["val"]), config.evaluation.val_limit), workdir / run_folder.MASKS
     )
     fingerprints = {f"{name} split": source.fingerprint for name, source in splits.items() if name != "test"}
     return Run(
@@ -294,9 +294,7 @@ def finish(run: Run, checkpoints: checkpoint.Checkpoints) -> None:
     timing = run_folder.read_rows(run.workdir / run_folder.TIMING)
     seconds = sum(row["seconds"] for row in timing)
     steps = checkpoints.latest_step()
-    tested = evaluate.test_phase(
-        run.config, run.eval_step, run.parallel, variables, run.splits["test"], run.workdir / run_folder.TEST
-    )
+    tested = evaluate.test_phase(run.config, run.eval_step, run.parallel, variables, run.splits["test"], run.workdir)
     results = {
         "config": str(run.workdir.name),
         "hashes": config_module.hashes(run.config),

@@ -11,19 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from inpaint_jax.masks import (
-    MASK_DEFAULTS,
-    MASKS,
-    band,
-    dilate,
-    draw_mask,
-    evaluation_masks,
-    load_masks,
-    rasterise,
-    read_mask_file,
-    save_masks,
-    validate_mask_spec,
-)
+from inpaint_jax.mask_sets import evaluation_masks, load_masks, read_mask_file, save_masks
+from inpaint_jax.masks import MASK_DEFAULTS, MASKS, band, dilate, draw_mask, rasterise, validate_mask_spec
 
 FAMILIES = sorted(MASKS)
 # Few cases, drawn in batches: each is a program to compile.
