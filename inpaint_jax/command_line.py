@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from absl import flags
+from ml_collections import config_flags
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -81,20 +82,37 @@ def log_to_file(path: Path) -> None:
 
 
 def _fail(error: BaseException, code: int) -> None:
-    # str() of a KeyError is its repr, quotes and escapes included.
-    message = error.args[0] if isinstance(error, KeyError) and error.args else str(error)
-    print(f"error: {message or type(error).__name__}", file=sys.stderr)
+    print(f"error: {_message(error) or type(error).__name__}", file=sys.stderr)
     sys.exit(code)
+
+
+def _message(error: BaseException) -> str:
+    # ml_collections wraps the KeyError of an unknown field, and str() of a KeyError is its repr, escapes included.
+    while error.args and isinstance(error.args[0], BaseException):
+        error = error.args[0]
+    if isinstance(error, KeyError) and error.args:
+        return "the config has no field " + str(error.args[0]).replace("\n", ": ")
+    lines = str(error).strip().splitlines()
+    # What a config file raises comes with its traceback as text; its last line says what is wrong.
+    if any(line.startswith("Traceback") for line in lines):
+        return f"{lines[0]} {lines[-1]}"
+    return "\n".join(lines)
 
 
 def require(flag: flags.FlagHolder) -> str:
     """Returns a flag's value.
 
     Raises:
-        flags.Error: it was not given.
+        flags.Error: it was not given, or it is a config file that cannot be read.
     """
     if flag.value is None:
         raise flags.ValidationError(f"--{flag.name} is required; --help shows how")
+    try:
+        # A config file that could not be opened raises only here, at the first look into it.
+        getattr(flag.value, "seed", None)
+    except OSError as error:
+        given = config_flags.get_config_filename(flags.FLAGS[flag.name])
+        raise flags.ValidationError(f"--{flag.name}={given}: there is no such config file, or it is unreadable") from error
     return flag.value
 
 

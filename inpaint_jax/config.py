@@ -32,7 +32,16 @@ _ALLOWED = {
     "regime.update": ("simultaneous", "sequential"),
     "optimizer.schedule": ("constant", "cosine"),
 }
-_POSITIVE = ("image_size", "batch_size", "accumulate", "epochs", "log_every_steps", "eval_every_epochs", "epoch_break")
+_POSITIVE = (
+    *("image_size", "batch_size", "accumulate", "epochs", "epoch_break", "generator.width", "discriminator.width"),
+    *("log_every_steps", "eval_every_epochs", "sample_every_epochs", "checkpoint_every_steps", "evaluation.batch_size"),
+)
+_NOT_NEGATIVE = (
+    *("seed", "max_steps", "patience", "mask.evaluation_seed", "data.limit", "data.skip_bad", "data.reader_threads"),
+    *("data.cache_megabytes", "evaluation.samples", "evaluation.val_limit", "evaluation.test_limit"),
+)
+# One value for each of train, val and test.
+_PER_SPLIT = {"data.split_counts": (int,), "data.split_fractions": (int, float), "data.split_folders": (str,)}
 
 
 def flatten(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -110,6 +119,16 @@ def validate(config: ml_collections.ConfigDict) -> None:
     for key in _POSITIVE:
         if flat[key] < 1:
             raise ValueError(f"config.{key} = {flat[key]}: must be at least 1")
+    for key in _NOT_NEGATIVE:
+        if flat[key] < 0:
+            raise ValueError(f"config.{key} = {flat[key]}: must be at least 0")
+    for key, types in _PER_SPLIT.items():
+        values = flat[key]
+        if len(values) != 3 or not all(isinstance(value, types) for value in values):
+            kinds = " or ".join(kind.__name__ for kind in types)
+            raise ValueError(f"config.{key} = {tuple(values)}: give three {kinds} values, for train, val and test")
+    if min(flat["data.split_counts"]) < 0:
+        raise ValueError(f"config.data.split_counts = {tuple(flat['data.split_counts'])}: must be at least 0")
     if config.image_size & (config.image_size - 1) or config.image_size < 32:
         raise ValueError(f"config.image_size = {config.image_size}: must be a power of two of at least 32")
     if not 0.0 <= config.ema_decay < 1.0:

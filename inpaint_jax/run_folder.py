@@ -49,7 +49,7 @@ def prepare(workdir: Path, restart: bool) -> IO[str]:
     if restart:
         for name in OWN:
             path = workdir / name
-            if path.is_dir():
+            if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
@@ -101,6 +101,9 @@ class RowFile:
     """Appends rows to a `.jsonl` file; `commit` makes sure that they are on the disk."""
 
     def __init__(self, path: Path):
+        # A kill can leave half a line, to which the next row would be glued.
+        if path.exists() and not path.read_bytes().endswith(b"\n"):
+            write_text(path, "".join(json.dumps(row) + "\n" for row in read_rows(path)))
         self._file = path.open("a")
 
     def write(self, rows: Iterable[dict]) -> None:

@@ -3,134 +3,26 @@
 A checkpoint at S commits everything up to S; whatever lies beyond it on disk is dropped at the next start.
 """
 
-import dataclasses
 import logging
 import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import ml_collections
-import numpy as np
 
 from inpaint_jax import checkpoint, command_line, evaluate, regimes, run_folder, weights
 from inpaint_jax import config as config_module
-from inpaint_jax import data as data_module
-from inpaint_jax import masks as masks_module
 from inpaint_jax.data import pipeline
 from inpaint_jax.monitor import Monitor
-from inpaint_jax.parallel import Parallel, check_divisible, make_parallel
+from inpaint_jax.run import Run, assemble, begin, check_config, generator_variables
 from inpaint_jax.state import RegimeState, TrainState, create_state
-from inpaint_jax.step import System, make_eval_step, make_system, make_train_step
+from inpaint_jax.step import make_train_step
 
 FINISHED, PREEMPTED = 0, 75
 
 log = logging.getLogger("inpaint_jax")
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """Everything fixed in a run, assembled by `assemble`.
-
-    Attributes:
-        fingerprints: what data and validation masks are, to refuse going on with others.
-        steps_per_epoch, total_steps: optimiser steps.
-    """
-
-    config: ml_collections.ConfigDict
-    workdir: Path
-    splits: data_module.Splits
-    mask_files: Any
-    val_masks: np.ndarray
-    fingerprints: dict[str, str]
-    steps_per_epoch: int
-    total_steps: int
-    parallel: Parallel
-    system: System
-    eval_step: Any
-
-    def epochs_done(self, step: int) -> int:
-        """Returns the whole epochs in `step` optimiser steps."""
-        return step // self.steps_per_epoch
-
-
-def assemble(config: ml_collections.ConfigDict, workdir: Path) -> Run:
-    """Reads the data and builds the system; fails on anything wrong before the first step.
-
-    Raises:
-        ValueError: one sentence on what is wrong and how to mend it.
-    """
-    splits = data_module.load_splits(config.data, config.image_size, workdir / run_folder.DATA)
-    batch = config.batch_size * config.accumulate
-    steps_per_epoch = pipeline.steps_per_epoch(len(splits["train"]), batch)
-    total_steps = config.epochs * steps_per_epoch
-    if config.max_steps:
-        total_steps = min(total_steps, config.max_steps)
-    parallel = make_parallel(config.parallel)
-    check_divisible(config.batch_size, parallel.count)
-    mask_files = None
-    if config.mask.name == "files":
-        mask_files = data_module.load_mask_files(config.mask.path, config.image_size)
-    else:
-        masks_module.validate_mask_spec(evaluate.task.mask_spec(config), config.image_size)
-    val_masks = evaluate.evaluation_masks(
-        config, "val", evaluate.limited(len(splits["val"]), config.evaluation.val_limit), workdir / run_folder.MASKS
-    )
-    fingerprints = {f"{name} split": source.fingerprint for name, source in splits.items() if name != "test"}
-    return Run(
-        config=config,
-        workdir=workdir,
-        splits=splits,
-        mask_files=mask_files,
-        val_masks=val_masks.unpack(),
-        fingerprints={**fingerprints, "validation masks": val_masks.id},
-        steps_per_epoch=steps_per_epoch,
-        total_steps=total_steps,
-        parallel=parallel,
-        system=make_system(config, total_steps),
-        eval_step=parallel.evaluate(make_eval_step(config)),
-    )
-
-
-def begin(run: Run, checkpoints: checkpoint.Checkpoints) -> tuple[TrainState, RegimeState]:
-    """Returns the state to go on from: the newest checkpoint's, or a new one; drops rows beyond it."""
-    config, workdir = run.config, run.workdir
-    if checkpoints.latest_step() is None:
-        state, regime = jax.jit(lambda: create_state(config, run.system.optimizers))(), regimes.first_regime(config)
-        run_folder.truncate_rows(workdir / run_folder.METRICS, -1)
-        return state, regime
-    template = jax.eval_shape(lambda: create_state(config, run.system.optimizers))
-    state, record = checkpoints.restore(template)
-    checkpoint.check_fingerprints(record["fingerprints"], run.fingerprints)
-    regime = RegimeState.from_json(record["regime"])
-    step = int(state.step)
-    rows = run_folder.truncate_rows(workdir / run_folder.METRICS, step)
-    if regime.best_step == step and checkpoints.best_step() != step:
-        checkpoints.save_best(step, generator_variables(state))
-    log_earlier_run(run, step, regime, rows)
-    return state, regime
-
-
-def log_earlier_run(run: Run, step: int, regime: RegimeState, rows: list[dict]) -> None:
-    """Logs what the run has done so far: steps, epochs, last and best numbers, wall time."""
-    seconds = sum(row["seconds"] for row in run_folder.read_rows(run.workdir / run_folder.TIMING))
-    log.info(
-        "going on from step %d of %d (epoch %d of %d) after %.0f s of training in %s",
-        step, run.total_steps, run.epochs_done(step), run.config.epochs, seconds, run.workdir,
-    )  # fmt: skip
-    for split in ("train", "val"):
-        if last := next((row for row in reversed(rows) if row["split"] == split), None):
-            numbers = "  ".join(f"{k} {v:.4g}" for k, v in last.items() if isinstance(v, float) and k != "epoch")
-            log.info("last %s row, step %d: %s", split, last["step"], numbers)
-    if regime.best is not None:
-        log.info("best %s so far: %.4f at step %d", run.config.regime.monitor, regime.best, regime.best_step)
-
-
-def generator_variables(state: TrainState) -> dict:
-    """Returns the variables of the generator that is evaluated, exported and used: the moving averages."""
-    return {"params": state.ema_params, "batch_stats": state.ema_stats}
 
 
 def timed(batches: Iterator[dict], waits: list[float]) -> Iterator[dict]:
@@ -161,7 +53,8 @@ def fit(run: Run, checkpoints: checkpoint.Checkpoints, preemption: checkpoint.Pr
     waits = [0.0]
     batches = pipeline.train_batches(
         run.splits["train"], seed=config.seed, batch=batch, start_step=step, stop_step=run.total_steps,
-        threads=config.data.reader_threads, masks=run.mask_files,
+        threads=config.data.reader_threads, crop=config.image_size if config.data.fit == "crop" else 0,
+        masks=run.mask_files,
     )  # fmt: skip
     monitor = Monitor(run.workdir, step, run.total_steps)
     rows = run_folder.RowFile(run.workdir / run_folder.METRICS)
@@ -267,22 +160,6 @@ def run_training(config: ml_collections.ConfigDict, workdir: Path, restart: bool
         finally:
             checkpoints.close()
     return FINISHED
-
-
-def check_config(config: ml_collections.ConfigDict, workdir: Path, allow_changes: bool) -> None:
-    """Raises ValueError if the folder holds a run whose config differs in what decides numbers."""
-    stored = workdir / run_folder.CONFIG
-    if not stored.exists():
-        return
-    differences = config_module.resume_differences(config_module.from_json(stored.read_text()), config)
-    if differences and not allow_changes:
-        lines = "".join(f"\n  {line}" for line in differences)
-        raise ValueError(
-            f"the run in {str(workdir)!r} began with another config; use --restart, another --workdir, "
-            f"or --allow_config_changes to go on all the same:{lines}"
-        )
-    for line in differences:
-        log.warning("config changed: %s", line)
 
 
 def finish(run: Run, checkpoints: checkpoint.Checkpoints) -> None:

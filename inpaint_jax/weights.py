@@ -25,7 +25,7 @@ def save_generator(folder: Path, variables: dict, config: ml_collections.ConfigD
         The size of the weights file in megabytes (10^6 bytes).
     """
     folder.mkdir(parents=True, exist_ok=True)
-    flat = {k: np.ascontiguousarray(v) for k, v in traverse_util.flatten_dict(variables, sep="/").items()}
+    flat = {k: np.asarray(v, order="C") for k, v in traverse_util.flatten_dict(variables, sep="/").items()}
     temporary = folder / f".{WEIGHTS}.tmp"
     safetensors.numpy.save_file(flat, temporary, metadata={"format": "flax", "layout": "HWIO"})
     temporary.replace(folder / WEIGHTS)

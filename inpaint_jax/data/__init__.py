@@ -76,7 +76,8 @@ def _folder(config: ml_collections.ConfigDict, size: int, cache: Path | None) ->
             raise ValueError(f"the {split} split of {str(root)!r} is empty: add pictures, or change the split's share")
         result[split] = ImageSource(
             names,
-            folder.loader(root, names, size, config.fit),
+            # Training crops are drawn anew each time, by the pipeline.
+            folder.loader(root, names, size, "whole" if split == "train" and config.fit == "crop" else config.fit),
             _fingerprint("folder", size, config.fit, *(f"{n} {manifest[n]['hash']}" for n in names)),
             config.cache_megabytes << 20,
         )
@@ -104,6 +105,8 @@ SOURCES: dict[str, Callable[[ml_collections.ConfigDict, int, Path | None], Split
 def load_splits(config: ml_collections.ConfigDict, size: int, cache: Path | None = None) -> Splits:
     """Returns `{"train", "val", "test"}` sources of uint8 (size, size, 3) pictures.
 
+    With `config.fit = "crop"` the training pictures of a folder stay whole: `pipeline.train_batches` cuts windows.
+
     Args:
         config: `config.data`.
         size: height and width of every picture, in pixels.
@@ -119,7 +122,13 @@ def load_splits(config: ml_collections.ConfigDict, size: int, cache: Path | None
 
 @functools.cache
 def load_mask_files(path: str, size: int) -> ImageSource:
-    """Returns the mask pictures below `path` as a source of uint8 (size, size, 1), white = hole = 1."""
+    """Returns the mask pictures below `path` as a source of uint8 (size, size, 1), white = hole = 1.
+
+    Raises:
+        ValueError: no path, no such folder, or no picture in it.
+    """
     root = Path(path).expanduser()
+    if not path or not root.is_dir():
+        raise ValueError(f"config.mask.path = {path!r} is no folder: set it to the folder with the mask pictures")
     names = folder.find_images(root)
     return ImageSource(names, folder.mask_loader(root, names, size), _fingerprint("masks", *names), 1 << 30)

@@ -39,9 +39,10 @@ def find_images(root: Path) -> list[str]:
 
 def _examine(path: Path) -> dict[str, object]:
     """Returns the manifest entry of one file: its content hash, and the reason why it cannot be used or ""."""
-    status = path.stat()
-    entry = {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "hash": "", "verdict": "", "side": 0}
+    entry = {"size": 0, "mtime_ns": 0, "hash": "", "verdict": "", "side": 0}
     try:
+        status = path.stat()
+        entry |= {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
         entry["hash"] = hashlib.sha256(path.read_bytes()).hexdigest()
         entry["side"] = int(min(image_files.read_rgb(path).shape[:2]))
     except (OSError, ValueError) as error:
@@ -67,7 +68,8 @@ def read_manifest(root: Path, names: Sequence[str], cache: Path | None, threads:
     def entry(name: str) -> dict:
         path = root / name
         old = earlier.get(name)
-        if old is not None:
+        # A bad file is looked at again: what mends it (a permission, a link) may leave size and time as they were.
+        if old is not None and not old["verdict"]:
             status = path.stat()
             if (old["size"], old["mtime_ns"]) == (status.st_size, status.st_mtime_ns):
                 return old
@@ -110,8 +112,13 @@ def usable(manifest: dict[str, dict], smallest: int, skip_bad: int) -> list[str]
 
 
 def loader(root: Path, names: Sequence[str], size: int, fit: str) -> Callable[[int], np.ndarray]:
-    """Returns index -> uint8 (size, size, 3), read from the file and fitted."""
-    return lambda index: image_files.fit_square(image_files.read_rgb(root / names[index]), size, fit)
+    """Returns index -> uint8 (size, size, 3), read from the file and fitted; `fit` "whole" leaves the picture as is."""
+
+    def load(index: int) -> np.ndarray:
+        image = image_files.read_rgb(root / names[index])
+        return image if fit == "whole" else image_files.fit_square(image, size, fit)
+
+    return load
 
 
 def mask_loader(root: Path, names: Sequence[str], size: int) -> Callable[[int], np.ndarray]:

@@ -30,6 +30,7 @@ def train_batches(
     start_step: int,
     stop_step: int,
     threads: int,
+    crop: int = 0,
     masks: ImageSource | None = None,
     host: int = 0,
     hosts: int = 1,
@@ -40,6 +41,7 @@ def train_batches(
         source: the training pictures, uint8 (H, W, 3) each.
         seed: orders the pictures of every epoch anew; another part is dropped in each.
         batch: examples of one step over all hosts, a multiple of `hosts`.
+        crop: side of a random window cut from each picture, drawn by (seed, slot); 0 = pictures are taken whole.
         masks: pictures of masks, uint8 (H, W, 1) of 0 and 1, drawn at random by slot; None = drawn on the device.
         host: this process; it reads the `host`-th contiguous block of every step's slots.
 
@@ -53,7 +55,7 @@ def train_batches(
         mask_order = grain.MapDataset.range(len(masks)).seed(seed + 1).shuffle().repeat()
 
     def example(slot: int, image: np.ndarray) -> dict[str, np.ndarray]:
-        fields = {"image": image, "slot": np.int32(slot)}
+        fields = {"image": random_window(image, crop, seed, slot) if crop else image, "slot": np.int32(slot)}
         if mask_order is not None:
             fields["mask"] = masks[mask_order[slot]]
         return fields
@@ -64,6 +66,13 @@ def train_batches(
     # Threads, not processes: worker processes take seconds to start and decoding releases the interpreter lock.
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2, 2 * threads))
     return iter(dataset.to_iter_dataset(options))
+
+
+def random_window(image: np.ndarray, size: int, seed: int, slot: int) -> np.ndarray:
+    """Returns a window of `size` pixels a side at a place drawn by (seed, slot); image uint8 (H, W, C)."""
+    random = np.random.Generator(np.random.Philox(key=np.array([seed, slot], np.uint64)))
+    top, left = (int(random.integers(extent - size + 1)) for extent in image.shape[:2])
+    return image[top : top + size, left : left + size]
 
 
 def evaluation_batches(

@@ -20,7 +20,10 @@ from inpaint_jax.data import procedural_surfaces as surfaces
 from inpaint_jax.data.procedural_heights import Array, Random, between, chance
 
 # Part of a data set's identity: raise it with every change that alters a rendered pixel.
-VERSION = 1
+VERSION = 2
+
+# A map is a window of a tile so many times as wide: textures are filled at their native resolution, part by part.
+ZOOM = (1.0, 3.0)
 
 # Weight in the draw, and the height scale at which the family's relief is of ordinary strength.
 FAMILIES = {
@@ -84,6 +87,14 @@ def render_height_field(seed: int, index: int, size: int) -> Array:
         if not 0 <= value < 2**64:
             raise ValueError(f"{name} = {value}: a procedural normal map needs a number from 0 to 2**64 - 1")
     random = np.random.Generator(np.random.Philox(key=np.array([seed, index], np.uint64)))
+    tile = round(size * between(random, *ZOOM))
+    top, left = (int((tile - size + 1) * random.random()) for _ in range(2))
+    height = draw_tile(random, tile)[top : top + size + 1, left : left + size + 1]
+    return np.ascontiguousarray(height, np.float32)
+
+
+def draw_tile(random: Random, size: int) -> Array:
+    """Draws the height field of one whole tile, (size + 1, size + 1) in pixels."""
     x, y, upright = draw_coordinates(random, size)
     height = draw_relief(random, x, y, 1 / size) * np.float32(between(random, 0.2, 2.0))
     if chance(random, 0.35):
@@ -93,8 +104,8 @@ def render_height_field(seed: int, index: int, size: int) -> Array:
     if upright:
         height = np.rot90(height, int(4 * random.random()))
     # Resizing a large map to a small one averages relief away: at 64 pixels real maps are 0.8 times as steep as at 128.
-    softening = (size / 128) ** 0.35
-    return np.ascontiguousarray(height * np.float32(size * softening), np.float32)
+    softening = min(1.0, size / 128) ** 0.35
+    return height * np.float32(size * softening)
 
 
 def draw_coordinates(random: Random, size: int) -> tuple[Array, Array, bool]:

@@ -8,7 +8,7 @@ to rounding:
 * ``two_by_two``: the 4x4 stride-2 convolution as a 2x2 convolution of the space-to-depth image (four times the
   channels, half the size), and its transposed counterpart as a 2x2 convolution to four times the channels whose
   outputs interleave (sub-pixel convolution; Shi et al. 2016, https://arxiv.org/abs/1609.05158).
-* ``matrix``: gathered neighbourhoods times the kernel as a matrix.
+* ``matrix``: gathered neighbourhoods times the kernel as a matrix; of the transposed convolution, the 2x2 one so.
 
 ``auto`` takes the one that :func:`choose_convolution` or :func:`choose_transposed` names.
 """
@@ -22,9 +22,8 @@ from jax import lax
 
 FORMULATIONS = ("auto", "plain", "two_by_two", "matrix")
 
-# Above these sizes the gathered neighbourhoods cost more than the convolution they replace (measured on XLA:CPU).
-MATRIX_CONVOLUTION_POSITIONS = 100
-MATRIX_TRANSPOSED_POSITIONS = 16
+# With more positions than this per image, gathering neighbourhoods costs more than it saves (measured on XLA:CPU).
+MATRIX_POSITIONS = 100
 
 _DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
 
@@ -59,7 +58,7 @@ def choose_convolution(kernel_size: int, stride: int, padding: int, dilation: in
     reach = dilation * (kernel_size - 1) + 1
     positions = ((height + 2 * padding - reach) // stride + 1) * ((width + 2 * padding - reach) // stride + 1)
     # XLA:CPU has no fast path for the kernel gradient of a strided convolution with few outputs: 10 to 40 times slower.
-    if jax.default_backend() == "cpu" and stride > 1 and positions <= MATRIX_CONVOLUTION_POSITIONS:
+    if jax.default_backend() == "cpu" and stride > 1 and positions <= MATRIX_POSITIONS:
         return "matrix"
     return "two_by_two" if halves(kernel_size, stride, padding, dilation, height, width) else "plain"
 
@@ -70,7 +69,7 @@ def choose_transposed(height: int, width: int) -> str:
     Args:
         height, width: size of its input, in pixels.
     """
-    small = height * width <= MATRIX_TRANSPOSED_POSITIONS
+    small = (height + 1) * (width + 1) <= MATRIX_POSITIONS
     return "matrix" if jax.default_backend() == "cpu" and small else "two_by_two"
 
 
@@ -155,33 +154,17 @@ def convolution(
     raise ValueError(f"unknown formulation {formulation!r}; use one of {', '.join(FORMULATIONS)}")
 
 
-def _interleave(phases: list[list[jax.Array]]) -> jax.Array:
-    rows = jnp.stack([jnp.stack(row, axis=3) for row in phases], axis=2)
-    batch, height, _, width, _, features = rows.shape
-    return rows.reshape(batch, 2 * height, 2 * width, features)
-
-
-def _doubling_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def _doubling_convolution(
+    x: jax.Array, kernel: jax.Array, convolve: Callable[[jax.Array, jax.Array], jax.Array]
+) -> jax.Array:
     height, width = x.shape[1:3]
     channels, features = kernel.shape[2:]
     # Output row 2m + p is the sum over t of padded input row m + p + t times flipped kernel row 2t + p.
     taps = kernel[::-1, ::-1].reshape(2, 2, 2, 2, channels, features).transpose(0, 2, 4, 1, 3, 5)
-    every_phase = _valid_convolution(_pad(x, 1), taps.reshape(2, 2, channels, 4 * features))
-    every_phase = every_phase.reshape(*every_phase.shape[:3], 2, 2, features)
-    return _interleave(
-        [[every_phase[:, p : p + height, q : q + width, p, q] for q in range(2)] for p in range(2)],
-    )
-
-
-def _doubling_matrix(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    height, width = x.shape[1:3]
-    padded = _pad(x, 1)
-
-    def phase(p: int, q: int) -> jax.Array:
-        window = padded[:, p : p + height + 1, q : q + width + 1]
-        return _matrix_convolution(window, kernel[1 - p :: 2, 1 - q :: 2][::-1, ::-1])
-
-    return _interleave([[phase(p, q) for q in range(2)] for p in range(2)])
+    phases = convolve(_pad(x, 1), taps.reshape(2, 2, channels, 4 * features))
+    phases = phases.reshape(*phases.shape[:3], 2, 2, features)
+    rows = [jnp.stack([phases[:, p : p + height, q : q + width, p, q] for q in range(2)], axis=3) for p in range(2)]
+    return jnp.stack(rows, axis=2).reshape(x.shape[0], 2 * height, 2 * width, features)
 
 
 def transposed_convolution(x: jax.Array, kernel: jax.Array, formulation: str = "auto") -> jax.Array:
@@ -207,9 +190,9 @@ def transposed_convolution(x: jax.Array, kernel: jax.Array, formulation: str = "
             x, kernel[::-1, ::-1], (1, 1), [(2, 2)] * 2, lhs_dilation=(2, 2), dimension_numbers=_DIMENSION_NUMBERS
         )
     if formulation == "matrix":
-        return _doubling_matrix(x, kernel)
+        return _doubling_convolution(x, kernel, _matrix_convolution)
     if formulation == "two_by_two":
-        return _doubling_convolution(x, kernel)
+        return _doubling_convolution(x, kernel, _valid_convolution)
     raise ValueError(f"unknown formulation {formulation!r}; use one of {', '.join(FORMULATIONS)}")
 
 
@@ -275,7 +258,7 @@ class ConvTranspose(nn.Module):
 class BatchNorm(nn.Module):
     """Batch normalisation over all axes but the last (Ioffe and Szegedy 2015), lean in memory traffic.
 
-    Parameters ``scale`` and ``bias`` (C,); running ``mean`` and ``var`` (C,) in the collection ``batch_stats``, float32.
+    Parameters ``scale`` and ``bias`` (C,); running ``mean`` and ``var`` (C,) in the collection ``batch_stats``.
     The running variance is the biased one (divided by the number of values, not by one less), as in flax.
 
     Attributes:

@@ -1,0 +1,167 @@
+"""The command a user runs, end to end: train, be killed, go on, be stopped, start over, test, fill a picture."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+ROOT = Path(__file__).parent.parent
+EPOCHS = 6
+STEPS = EPOCHS * 4  # 18 pictures in batches of 4
+SCALARS_OF_A_FINISHED_RUN = (
+    "config hashes dataset images mask_set parameters model_megabytes inference_seconds_per_image metrics baselines "
+    "train"
+).split()
+
+
+def start(workdir: Path, *options: str) -> subprocess.Popen:
+    command = [sys.executable, ROOT / "launch" / "main.py", "--config", ROOT / "configs" / "unet_cosine.py:tiny"]
+    command += ["--workdir", workdir, f"--config.epochs={EPOCHS}", *options]
+    environment = {**os.environ, "XLA_FLAGS": ""}  # one device, as on a user's CPU
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def run(workdir: Path, *options: str, code: int = 0) -> str:
+    process = start(workdir, *options)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == code, output
+    return output
+
+
+def rows(workdir: Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def wait_for(condition, process: subprocess.Popen) -> None:
+    while not condition() and process.poll() is None:
+        time.sleep(0.01)
+
+
+def same_results(a: Path, b: Path) -> None:
+    """Asserts that two runs ended in the same generator, bit by bit, with the same metrics rows."""
+    assert (a / "metrics.jsonl").read_text() == (b / "metrics.jsonl").read_text()
+    weights = "generator/generator.safetensors"
+    assert (a / weights).read_bytes() == (b / weights).read_bytes()
+    results = [json.loads((w / "test/results.json").read_text()) for w in (a, b)]
+    assert results[0]["metrics"] == results[1]["metrics"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder of an uninterrupted run."""
+    workdir = tmp_path_factory.mktemp("run") / "finished"
+    run(workdir)
+    return workdir
+
+
+def test_finished_run_folder(finished: Path):
+    for name in ("config.json", "log.txt", "metrics.jsonl", "timing.jsonl", "test/samples.png", "checkpoints/best"):
+        assert (finished / name).exists(), name
+    assert not list(finished.rglob("*tmp*"))
+    train = [row["step"] for row in rows(finished) if row["split"] == "train"]
+    assert train == list(range(1, STEPS + 1))
+    assert [row["step"] for row in rows(finished) if row["split"] == "val"] == list(range(4, STEPS + 1, 4))
+    samples = sorted(path.name for path in (finished / "samples").iterdir())
+    assert samples == [f"step_{step:08d}.png" for step in (4, 8, 16, 24)]
+    assert len(list((finished / "test/images").iterdir())) == 6 * 4
+
+
+def test_results(finished: Path):
+    results = json.loads((finished / "test/results.json").read_text())
+    assert set(SCALARS_OF_A_FINISHED_RUN) <= set(results)
+    assert {"mean_fill", "flat_fill", "telea"} <= set(results["baselines"])
+    for values in (results["metrics"], *results["baselines"].values()):
+        assert {"psnr_db_hole", "ssim_hole", "l1_hole", "angular_error_deg_hole"} <= set(values)
+        assert all(np.isfinite(value) for value in values.values())
+    stored = safetensors.numpy.load_file(finished / "generator/generator.safetensors")
+    assert results["parameters"] == sum(v.size for k, v in stored.items() if k.startswith("params/"))
+    assert results["train"]["steps"] == STEPS
+
+
+def test_test_pictures_keep_known_pixels(finished: Path):
+    folder = finished / "test/images"
+    for index in range(6):
+        names = ("masked", "completed", "truth", "output")
+        masked, completed, truth, output = (
+            np.asarray(Image.open(folder / f"{index:04d}_{name}.png")).astype(int) for name in names
+        )
+        hole = (completed != truth).any(-1)
+        assert hole.any()
+        np.testing.assert_array_equal(completed[hole], output[hole])
+        np.testing.assert_array_equal(masked[~hole & (masked == truth).all(-1)], truth[~hole & (masked == truth).all(-1)])
+        lengths = np.linalg.norm(output / 127.5 - 1, axis=-1)
+        assert np.abs(lengths - 1).max() < 0.02
+
+
+def test_finished_run_skips_to_the_test(finished: Path):
+    before = (finished / "metrics.jsonl").read_text(), (finished / "generator/generator.safetensors").read_bytes()
+    (finished / "test/results.json").unlink()
+    output = run(finished)
+    assert "going on from step 24 of 24" in output
+    assert "best angular_error_deg_hole so far" in output
+    assert (finished / "test/results.json").exists()
+    assert before[0] == (finished / "metrics.jsonl").read_text()
+    assert before[1] == (finished / "generator/generator.safetensors").read_bytes()
+
+
+def test_killed_run_equals_the_uninterrupted_one(finished: Path, tmp_path: Path):
+    moments = random.Random(7)
+    workdir = tmp_path / "killed"
+    kills = 0
+    for target in (2, 11, 17):
+        process = start(workdir)
+        metrics = workdir / "metrics.jsonl"
+        wait_for(lambda m=metrics, t=target: m.exists() and m.read_text().count("\n") >= t, process)
+        time.sleep(moments.uniform(0, 0.3))
+        process.kill()
+        kills += process.wait() == -signal.SIGKILL
+    assert kills == 3
+    output = run(workdir)
+    assert "going on from step" in output
+    same_results(finished, workdir)
+    events = EventAccumulator(str(workdir / "tensorboard")).Reload()
+    steps = [event.step for event in events.Scalars("train/loss/generator")]
+    assert steps == list(range(1, STEPS + 1))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_preempted_run_saves_and_goes_on(finished: Path, tmp_path: Path, number: signal.Signals):
+    workdir = tmp_path / "preempted"
+    process = start(workdir, "--config.checkpoint_every_steps=1000")
+    metrics = workdir / "metrics.jsonl"
+    wait_for(lambda: metrics.exists() and len(metrics.read_text()) > 0, process)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 75, output
+    assert f"{number.name}: state of step" in output
+    step = rows(workdir)[-1]["step"]
+    assert f"going on from step {step} of" in run(workdir)
+    same_results(finished, workdir)
+
+
+def test_larger_epochs_continues_and_restart_starts_over(finished: Path, tmp_path: Path):
+    workdir = tmp_path / "longer"
+    run(workdir, "--config.epochs=2", "--config.optimizer.schedule=constant")
+    first = rows(workdir)
+    output = run(workdir, "--config.epochs=3", "--config.optimizer.schedule=constant")
+    assert "going on from step 8 of 12" in output
+    assert rows(workdir)[: len(first)] == first
+    assert rows(workdir)[-1]["step"] == 12
+    output = run(workdir, "--config.epochs=3", "--config.seed=1", code=1)
+    assert "seed: 0 -> 1" in output
+    assert "Traceback" not in output
+    (workdir / "mine.txt").write_text("kept")
+    output = run(workdir, "--config.epochs=1", "--config.seed=1", "--restart")
+    assert "going on" not in output
+    assert rows(workdir)[-1]["step"] == 4
+    assert (workdir / "mine.txt").read_text() == "kept"
