@@ -73,6 +73,7 @@ def base() -> ml_collections.ConfigDict:
     c.generator.width = 64  # features of the outermost level
     c.generator.skips = True  # False: bowtie
     c.generator.normalisation = "batch"  # batch | instance | none
+    c.generator.refine = 0  # features of a last full-resolution level that sees the input again; 0 = as published
     c.generator.output = "unit"  # unit (tanh, then L2 over channels) | tanh
 
     c.discriminator = ml_collections.ConfigDict()

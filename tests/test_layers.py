@@ -216,6 +216,29 @@ def test_batch_norm_in_bfloat16_stays_near_float32():
     )
 
 
+def test_bfloat16_gradients_sum_over_many_pixels_without_drift():
+    # Summed in bfloat16 these are wrong by tens of per cent.
+    x, weights = (
+        0.5 + draw(21, (8, 64, 64, 4), jnp.bfloat16).astype(jnp.float32),
+        0.5 + draw(22, (8, 64, 64, 4), jnp.float32),
+    )
+
+    def gradients(layer, *arguments):
+        variables = layer.init(jax.random.key(0), x, *arguments)
+
+        def loss(params, x, weights):
+            y, _ = layer.apply({**variables, "params": params}, x, *arguments, mutable=["batch_stats"])
+            return jnp.sum(y.astype(jnp.float32) * weights)
+
+        params, image = jax.jit(jax.grad(loss, argnums=(0, 1)))(variables["params"], x, weights)
+        return {"image": image, "scale": params.get("scale", 0.0), "bias": params["bias"]}
+
+    for layer, arguments in ((layers.BatchNorm, (False,)), (lambda dtype: layers.Conv(4, 1, dtype=dtype), ())):
+        half, full = gradients(layer(dtype=jnp.bfloat16), *arguments), gradients(layer(dtype=jnp.float32), *arguments)
+        for name, value in full.items():
+            assert float(jnp.linalg.norm(half[name] - value)) <= 0.02 * float(jnp.linalg.norm(value)), name
+
+
 def test_batch_norm_synchronised_over_replicas_equals_the_whole_batch():
     x, variables = batch_norm_case()
     whole = run_norm(layers.BatchNorm(), variables, x, False)

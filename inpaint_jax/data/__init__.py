@@ -120,6 +120,19 @@ def load_splits(config: ml_collections.ConfigDict, size: int, cache: Path | None
     return SOURCES[config.source](config, size, cache)
 
 
+def load_folder(root: Path, size: int, fit: str) -> ImageSource:
+    """Returns all pictures below a folder as one source of uint8 (size, size, 3), for testing a trained model.
+
+    Raises:
+        ValueError: no such folder, no pictures, or bad files.
+    """
+    names = folder.find_images(root)
+    manifest = folder.read_manifest(root, names, None, 2)
+    names = folder.usable(manifest, size if fit == "crop" else 1, 0)
+    fingerprint = _fingerprint("folder", size, fit, *(f"{n} {manifest[n]['hash']}" for n in names))
+    return ImageSource(names, folder.loader(root, names, size, fit), fingerprint, 2048 << 20)
+
+
 @functools.cache
 def load_mask_files(path: str, size: int) -> ImageSource:
     """Returns the mask pictures below `path` as a source of uint8 (size, size, 1), white = hole = 1.

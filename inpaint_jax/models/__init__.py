@@ -16,6 +16,7 @@ def _unet(config: ml_collections.ConfigDict, axis_name: str | None) -> nn.Module
         width=config.generator.width,
         skips=config.generator.skips,
         norm=config.generator.normalisation,
+        refine=config.generator.refine,
         output=config.generator.output,
         dtype=jnp.dtype(config.dtype),
         axis_name=axis_name,

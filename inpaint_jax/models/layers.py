@@ -196,6 +196,11 @@ def transposed_convolution(x: jax.Array, kernel: jax.Array, formulation: str = "
     raise ValueError(f"unknown formulation {formulation!r}; use one of {', '.join(FORMULATIONS)}")
 
 
+def _add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
+    # In float32, because the bias's gradient is a sum over all pixels, which drifts in bfloat16.
+    return (y.astype(jnp.float32) + bias).astype(y.dtype)
+
+
 class Conv(nn.Module):
     """Square convolution; parameters ``kernel`` (K, K, C, features) and ``bias`` (features,), float32.
 
@@ -224,7 +229,7 @@ class Conv(nn.Module):
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32).astype(self.dtype)
         y = convolution(x.astype(self.dtype), kernel, self.stride, self.padding, self.dilation, self.formulation)
         if self.use_bias:
-            y = y + self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(self.dtype)
+            y = _add_bias(y, self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32))
         return y
 
 
@@ -251,7 +256,7 @@ class ConvTranspose(nn.Module):
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32).astype(self.dtype)
         y = transposed_convolution(x.astype(self.dtype), kernel, self.formulation)
         if self.use_bias:
-            y = y + self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(self.dtype)
+            y = _add_bias(y, self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32))
         return y
 
 
@@ -293,7 +298,8 @@ class BatchNorm(nn.Module):
                 running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
                 running_var.value = self.momentum * running_var.value + (1 - self.momentum) * var
         multiplier = scale * lax.rsqrt(var + self.epsilon)
-        return x * multiplier.astype(self.dtype) + (bias - mean * multiplier).astype(self.dtype)
+        # In float32 inside one fused kernel: the gradients' sums over all pixels would drift if they ran in bfloat16.
+        return (x.astype(jnp.float32) * multiplier + (bias - mean * multiplier)).astype(self.dtype)
 
 
 def _batch_statistics(x: jax.Array, centre: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
@@ -328,12 +334,11 @@ class InstanceNorm(nn.Module):
         channels = (x.shape[-1],)
         scale = self.param("scale", self.scale_init, channels, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32)
-        x = x.astype(self.dtype)
-        values = x.astype(jnp.float32)
+        values = x.astype(self.dtype).astype(jnp.float32)
         mean = jnp.mean(values, (1, 2), keepdims=True)
         var = jnp.mean(jnp.square(values - mean), (1, 2), keepdims=True)
         multiplier = scale * lax.rsqrt(var + self.epsilon)
-        return x * multiplier.astype(self.dtype) + (bias - mean * multiplier).astype(self.dtype)
+        return (values * multiplier + (bias - mean * multiplier)).astype(self.dtype)
 
 
 def normalisation(kind: str, dtype: jnp.dtype, axis_name: str | None, name: str) -> nn.Module:

@@ -20,6 +20,7 @@ class UNet(nn.Module):
         width: features of the outermost level; they double inwards up to eight times as many.
         skips: concatenate each encoder level to its decoder level; False is the bowtie.
         norm: batch | instance | none.
+        refine: features of a last full-resolution level that sees the input once more; 0 = the published output layer.
         output: unit (tanh, then L2 over the channels: normal maps) | tanh.
         dtype: compute type; parameters and the output are float32.
         axis_name: mapped axis over which batch statistics are synchronised; None = none.
@@ -29,6 +30,7 @@ class UNet(nn.Module):
     width: int = 64
     skips: bool = True
     norm: str = "batch"
+    refine: int = 0
     output: str = "unit"
     dtype: jnp.dtype = jnp.float32
     axis_name: str | None = None
@@ -41,7 +43,7 @@ class UNet(nn.Module):
         def norm(x: jax.Array, name: str) -> jax.Array:
             return normalisation(self.norm, self.dtype, self.axis_name, name)(x, not train)
 
-        x = x.astype(self.dtype)
+        seen = x = x.astype(self.dtype)
         skips = []
         for level, features in enumerate(widths):
             # Neither the first layer nor the 1x1 bottleneck is normalised: at 1x1 with a small batch the statistics
@@ -56,6 +58,14 @@ class UNet(nn.Module):
             x = nn.relu(x if plain else norm(x, f"up{level}_norm"))
             if self.skips:
                 x = jnp.concatenate([x, skips[level]], axis=-1)
-        x = ConvTranspose(3, use_bias=True, dtype=self.dtype, name="out")(x)
+        if self.refine:
+            # The outermost skip is at half the resolution: without this level, known pixels beside a hole reach the
+            # output only through a narrow stride-2 layer.
+            x = nn.relu(ConvTranspose(self.refine, use_bias=True, dtype=self.dtype, name="up_full")(x))
+            x = jnp.concatenate([x, seen], axis=-1)
+            x = nn.relu(Conv(self.refine, 3, padding=1, dtype=self.dtype, name="refine")(x))
+            x = Conv(3, 3, padding=1, dtype=self.dtype, name="out")(x)
+        else:
+            x = ConvTranspose(3, use_bias=True, dtype=self.dtype, name="out")(x)
         x = jnp.tanh(x.astype(jnp.float32))
         return unit_normalise(x) if self.output == "unit" else x

@@ -1,0 +1,48 @@
+"""Tests a trained generator on all pictures of a folder, beside the baselines, on stored masks.
+
+    python launch/evaluate.py --model runs/unet_cosine-quick --images my_maps --out runs/my_test
+
+Writes results.json, samples.png and the single pictures below <out>/test. Exit codes: 0 tested; 1 an error with a
+message; 2 wrong usage.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from inpaint_jax import command_line
+
+_MODEL = flags.DEFINE_string("model", None, "run folder, or its generator/ folder")
+_IMAGES = flags.DEFINE_string("images", None, "folder of pictures, at any depth")
+_OUT = flags.DEFINE_string("out", None, "folder for results, pictures and masks")
+_FIT = flags.DEFINE_enum("fit", "crop", ["crop", "resize"], "centre crop at native resolution, or scale to the size")
+_LIMIT = flags.DEFINE_integer("limit", 0, "test on at most so many pictures; 0 = all", lower_bound=0)
+
+
+def _main() -> int:
+    model, images, out = (command_line.require(flag) for flag in (_MODEL, _IMAGES, _OUT))
+    command_line.prepare_jax()
+    import jax
+
+    from inpaint_jax import config as config_module
+    from inpaint_jax import data, evaluate, parallel, step, weights
+
+    config, variables = weights.load_generator(Path(model))
+    config.evaluation.test_limit = _LIMIT.value
+    source = data.load_folder(Path(images), config.image_size, _FIT.value)
+    spread = parallel.make_parallel(config.parallel)
+    eval_step = spread.evaluate(step.make_eval_step(config))
+    results = {
+        "hashes": config_module.hashes(config),
+        "fit": _FIT.value,
+        "parameters": sum(x.size for x in jax.tree.leaves(variables["params"])),
+        **evaluate.test_phase(config, eval_step, spread, variables, source, Path(out)),
+    }
+    results["dataset"] = {"source": "folder", "name": Path(images).name, "fingerprint": source.fingerprint}
+    evaluate.write_results(Path(out), results)
+    evaluate.log_results(results)
+    return 0
+
+
+if __name__ == "__main__":
+    command_line.run(_main, __doc__)

@@ -1,0 +1,129 @@
+"""The run folder: names, the lock, atomic writes, and rows that survive a kill."""
+
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from inpaint_jax import run_folder
+
+HOLD_LOCK = """
+import sys, time
+from pathlib import Path
+from inpaint_jax import run_folder
+lock = run_folder.prepare(Path(sys.argv[1]), False)
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("configs/unet_cosine.py", "unet_cosine"),
+        ("configs/unet_cosine.py:quick", "unet_cosine-quick"),
+        ("/elsewhere/my.config.py:tiny", "my.config-tiny"),
+    ],
+)
+def test_default_name_comes_from_the_config_and_its_argument(given, name):
+    assert run_folder.default_workdir(given) == Path("runs") / name
+
+
+def test_a_second_opener_is_refused_until_the_first_closes(tmp_path):
+    folder = tmp_path / "deep" / "run"
+    with run_folder.prepare(folder, False), pytest.raises(ValueError, match=r"another process.*deep/run.*--workdir"):
+        run_folder.prepare(folder, True)
+    run_folder.prepare(folder, False).close()
+
+
+def test_a_killed_process_frees_the_lock(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", HOLD_LOCK, tmp_path], stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout.readline() == "held\n"
+            with pytest.raises(ValueError, match="another process"):
+                run_folder.prepare(tmp_path, False)
+        finally:
+            holder.kill()
+    run_folder.prepare(tmp_path, False).close()
+
+
+def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"file/run' cannot be written.*--workdir"):
+        run_folder.prepare(tmp_path / "file" / "run", False)
+
+
+def test_restart_removes_its_own_files_and_nothing_else(tmp_path):
+    run, outside = tmp_path / "run", tmp_path / "outside"
+    for name in ("checkpoints/last/step_3/x", "samples/s.png", "metrics.jsonl", "config.json", "notes.md", "test.txt"):
+        run_folder.write_text(run / name, name)
+    run_folder.write_text(outside / "kept", "kept")
+    (run / run_folder.GENERATOR).symlink_to(outside, target_is_directory=True)
+    run_folder.prepare(run, False).close()
+    assert (run / "metrics.jsonl").exists()
+    run_folder.prepare(run, True).close()
+    assert {path.name for path in run.iterdir() if not path.name.startswith(".")} == {"notes.md", "test.txt"}
+    assert (outside / "kept").read_text() == "kept"
+
+
+def test_a_reader_sees_the_old_text_or_the_new_and_never_a_part(tmp_path):
+    path, texts = tmp_path / "deep" / "x.json", ("a" * 200_000, "b" * 300_000)
+    run_folder.write_text(path, texts[0])
+    done, seen = threading.Event(), set()
+
+    def read():
+        while not done.is_set():
+            seen.add(path.read_text())
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for i in range(30):
+        run_folder.write_text(path, texts[i % 2])
+    done.set()
+    reader.join()
+    assert seen <= set(texts)
+    with pytest.raises(UnicodeEncodeError):
+        run_folder.write_text(path, "c" * 100_000 + "\ud800")
+    assert path.read_text() == texts[1]
+
+
+def write_rows(path: Path, steps: range, tail: str = "") -> list[dict]:
+    rows = [{"step": step, "split": "train", "loss": step / 3} for step in steps]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + tail)
+    return rows
+
+
+@pytest.mark.parametrize("tail", ["", '{"step": 6, "los', "\0\0\0"])
+def test_truncation_drops_later_rows_and_a_cut_last_line(tmp_path, tail):
+    path = tmp_path / "metrics.jsonl"
+    rows = write_rows(path, range(1, 6), tail)
+    assert run_folder.read_rows(path) == rows
+    assert run_folder.truncate_rows(path, 3) == rows[:3]
+    assert path.read_text() == "".join(json.dumps(row) + "\n" for row in rows[:3])
+    assert run_folder.truncate_rows(path, -1) == run_folder.read_rows(path) == []
+
+
+def test_rows_of_no_file_are_none(tmp_path):
+    assert run_folder.read_rows(tmp_path / "absent.jsonl") == []
+    assert run_folder.truncate_rows(tmp_path / "absent.jsonl", 3) == []
+
+
+def test_a_damaged_line_in_the_middle_is_named(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    write_rows(path, range(1, 3), '{"step": 3, "lo\n{"step": 4}\n')
+    with pytest.raises(ValueError, match=r"line 3 of .*metrics\.jsonl is damaged"):
+        run_folder.read_rows(path)
+
+
+@pytest.mark.parametrize("tail", ["", '{"step": 3, "los', '{"step": 3}'])
+def test_rows_go_on_after_a_kill_in_the_middle_of_one(tmp_path, tail):
+    path = tmp_path / "timing.jsonl"
+    rows = write_rows(path, range(1, 3), tail) + ([{"step": 3}] if tail.endswith("}") else [])
+    file = run_folder.RowFile(path)
+    file.write([{"step": 7}, {"step": 8}])
+    file.commit()
+    assert run_folder.read_rows(path) == [*rows, {"step": 7}, {"step": 8}]
+    file.close()

@@ -1,0 +1,98 @@
+"""Saved generators: the same arrays back, no pickles, and clear errors."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import unet_cosine
+from inpaint_jax import models, task, weights
+from inpaint_jax import config as config_module
+
+
+def random_variables(config) -> dict:
+    """Variables of the shapes of the config's generator, filled without compiling anything."""
+    random = np.random.default_rng(0)
+    size = config.image_size
+    image = jax.ShapeDtypeStruct((1, size, size, task.input_channels(config)), jnp.float32)
+    generator = models.build_generator(config)
+    shapes = jax.eval_shape(lambda key, x: generator.init(key, x, train=False), jax.random.key(0), image)
+    return jax.tree.map(lambda x: random.standard_normal(x.shape).astype(np.float32), shapes)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    config = unet_cosine.get_config("tiny")
+    variables = random_variables(config)
+    folder = tmp_path / "run" / "generator"
+    megabytes = weights.save_generator(folder, variables, config)
+    return folder, config, variables, megabytes
+
+
+def test_round_trip_from_either_folder(saved):
+    folder, config, variables, megabytes = saved
+    for place in (folder, folder.parent):
+        loaded_config, loaded = weights.load_generator(place)
+        assert loaded_config.to_dict() == config.to_dict()
+        assert jax.tree.structure(loaded) == jax.tree.structure(variables)
+        jax.tree.map(np.testing.assert_array_equal, loaded, variables)
+    assert megabytes == (folder / weights.WEIGHTS).stat().st_size / 1e6
+    assert megabytes >= sum(x.nbytes for x in jax.tree.leaves(variables)) / 1e6
+
+
+def test_scalars_and_transposed_arrays_keep_shape_and_values(tmp_path):
+    matrix = np.arange(6, dtype=np.float32).reshape(2, 3)
+    variables = {"params": {"scale": np.float32(2.5), "turned": matrix.T}}
+    weights.save_generator(tmp_path, variables, unet_cosine.get_config("tiny"))
+    _, loaded = weights.load_generator(tmp_path)
+    assert loaded["params"]["scale"].shape == ()
+    np.testing.assert_array_equal(loaded["params"]["scale"], 2.5)
+    np.testing.assert_array_equal(loaded["params"]["turned"], matrix.T)
+
+
+def test_description_says_what_a_user_needs_and_nothing_is_pickled(saved):
+    folder, config, variables, _ = saved
+    description = json.loads((folder / "config.json").read_text())
+    assert (description["native_size"], description["size_multiple"]) == (32, 32)
+    assert description["hashes"] == config_module.hashes(config)
+    assert {path.name for path in folder.iterdir()} == {"config.json", "generator.safetensors"}
+    # The safetensors layout: the header's length, JSON, then raw little-endian numbers.
+    content = (folder / "generator.safetensors").read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    kernel = variables["params"]["down0"]["kernel"]
+    entry = next(v for k, v in header.items() if k.endswith("params/down0/kernel"))
+    assert entry["shape"] == list(kernel.shape)
+    start, stop = (8 + length + offset for offset in entry["data_offsets"])
+    np.testing.assert_array_equal(np.frombuffer(content[start:stop], "<f4").reshape(kernel.shape), kernel)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "message"),
+    [
+        ("generator.safetensors", cut, "damaged"),
+        ("generator.safetensors", lambda path: path.write_bytes(b""), "damaged"),
+        ("config.json", cut, "damaged"),
+        ("config.json", lambda path: path.write_text("{}"), "damaged"),
+        ("config.json", lambda path: path.write_bytes(b"\xff\xfe\x80"), "damaged"),
+        ("generator.safetensors", Path.unlink, r"no generator\.safetensors"),
+        ("config.json", Path.unlink, r"no config\.json"),
+    ],
+)
+def test_damaged_or_missing_files_are_named(saved, file, damage, message):
+    folder = saved[0]
+    damage(folder / file)
+    with pytest.raises(ValueError, match=f"{folder.name}'.*{message}"):
+        weights.load_generator(folder)
+
+
+def test_a_folder_without_a_generator_says_what_to_give(tmp_path):
+    with pytest.raises(ValueError, match=r"generator\.safetensors: give a finished run folder"):
+        weights.load_generator(tmp_path)
