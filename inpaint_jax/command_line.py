@@ -112,7 +112,8 @@ def require(flag: flags.FlagHolder) -> str:
         getattr(flag.value, "seed", None)
     except OSError as error:
         given = config_flags.get_config_filename(flags.FLAGS[flag.name])
-        raise flags.ValidationError(f"--{flag.name}={given}: there is no such config file, or it is unreadable") from error
+        message = f"--{flag.name}={given}: there is no such config file, or it is unreadable"
+        raise flags.ValidationError(message) from error
     return flag.value
 
 

@@ -9,6 +9,7 @@ import safetensors
 import safetensors.numpy
 from flax import traverse_util
 
+from configs import common
 from inpaint_jax import config as config_module
 from inpaint_jax import models, run_folder
 
@@ -54,7 +55,9 @@ def load_generator(folder: Path) -> tuple[ml_collections.ConfigDict, dict]:
         if not (folder / name).exists():
             raise ValueError(f"{str(folder)!r} has no {name}: give a finished run folder, or its generator/ folder")
     try:
-        config = config_module.from_json(json.dumps(json.loads((folder / CONFIG).read_text())["config"]))
+        # On top of today's base: fields that came later have their defaults, which leave older models as they were.
+        config = common.base()
+        config.update(config_module.from_json(json.dumps(json.loads((folder / CONFIG).read_text())["config"])))
         flat = safetensors.numpy.load_file(folder / WEIGHTS)
     except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError, safetensors.SafetensorError) as error:
         raise ValueError(f"the generator in {str(folder)!r} is damaged ({error}): copy it anew") from error

@@ -136,7 +136,7 @@ def test_every_config_file_is_valid_in_full_and_shrunk(module, monkeypatch):
             splits = data.load_splits(config.data, config.image_size)
             assert len(splits["train"]) >= config.batch_size * config.accumulate
             assert splits["val"][0].shape == (config.image_size, config.image_size, 3)
-    with pytest.raises(ValueError, match="'huge'.*:quick, :tiny"):
+    with pytest.raises(ValueError, match=r"'huge'.*:quick, :tiny"):
         module.get_config("huge")
     assert module.__doc__
     assert "launch/main.py --config" in module.__doc__

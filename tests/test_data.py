@@ -38,13 +38,17 @@ def names_of(splits) -> dict[str, list[str]]:
     return {split: list(source.names) for split, source in splits.items()}
 
 
+def every_name(splits) -> list[str]:
+    return sorted(name for source in splits.values() for name in source.names)
+
+
 def test_folder_tree_is_found_sorted_and_fitted(tmp_path):
     write(tmp_path, [*TREE, ".hidden.png", ".cache/x.png", "__unused.png"])
     (tmp_path / "__unused.png").rename(tmp_path / "notes.txt")
     splits = data.load_splits(folder_config(tmp_path, split_counts=(5, 1, 1)), 32)
     names = names_of(splits)
     assert [len(source) for source in splits.values()] == [5, 1, 1]
-    assert sorted(sum(names.values(), [])) == TREE
+    assert every_name(splits) == TREE
     assert names["train"] == sorted(names["train"])
     for source in splits.values():
         for index, name in enumerate(source.names):
@@ -124,8 +128,8 @@ def test_bad_files_are_listed_with_reasons_and_allowed_up_to_a_number(tmp_path):
     lines = str(error.value).splitlines()[1:]
     assert len(lines) == 3
     assert all(any(name in line for line in lines) for name in bad)
-    names = names_of(data.load_splits(folder_config(root, split_counts=(5, 1, 1), skip_bad=3), 32))
-    assert sorted(sum(names.values(), [])) == TREE
+    splits = data.load_splits(folder_config(root, split_counts=(5, 1, 1), skip_bad=3), 32)
+    assert every_name(splits) == TREE
 
 
 @pytest.mark.parametrize(
@@ -171,7 +175,7 @@ def test_a_name_is_found_below_the_data_folder_of_the_environment(tmp_path, monk
     write(tmp_path / "maps", TREE)
     monkeypatch.setenv("INPAINT_DATA_DIR", str(tmp_path))
     splits = data.load_splits(folder_config(name="maps", split_counts=(5, 1, 1)), 32)
-    assert sorted(sum(names_of(splits).values(), [])) == TREE
+    assert every_name(splits) == TREE
 
 
 def test_copies_of_a_picture_lie_in_one_split(tmp_path):

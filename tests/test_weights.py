@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from configs import unet_cosine
-from inpaint_jax import models, task, weights
 from inpaint_jax import config as config_module
+from inpaint_jax import models, task, weights
 
 
 def random_variables(config) -> dict:
