@@ -65,7 +65,7 @@ def base() -> ml_collections.ConfigDict:
 
     c.task = ml_collections.ConfigDict()
     c.task.inputs = ("masked", "mask")  # what the generator sees, from: masked, mask, mask3, luminance
-    c.task.fill = "zero"  # what holes of the masked input hold: zero | mean | flat_normal
+    c.task.fill = "zero"  # what holes of the masked input hold: zero | mean | flat_normal | harmonic
     c.task.value_range = (-1.0, 1.0)  # of images inside the networks: (-1, 1) or (0, 1)
 
     c.generator = ml_collections.ConfigDict()
@@ -74,6 +74,7 @@ def base() -> ml_collections.ConfigDict:
     c.generator.skips = True  # False: bowtie
     c.generator.normalisation = "batch"  # batch | instance | none
     c.generator.refine = 0  # features of a last full-resolution level that sees the input again; 0 = as published
+    c.generator.residual = False  # the network's answer is added to the masked input, filled as task.fill says
     c.generator.output = "unit"  # unit (tanh, then L2 over channels) | tanh
 
     c.discriminator = ml_collections.ConfigDict()

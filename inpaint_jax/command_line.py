@@ -55,10 +55,10 @@ def run(main: Callable[[], int], usage: str) -> None:
 
 @functools.cache
 def console() -> "Console":
-    """Returns the terminal of log lines and the progress bar; where there is none, lines are not folded."""
+    """Returns the terminal of log lines and the progress bar."""
     from rich.console import Console
 
-    return Console(stderr=True, width=None if sys.stderr.isatty() else 220)
+    return Console(stderr=True)
 
 
 def _show_log_lines() -> None:
@@ -67,7 +67,11 @@ def _show_log_lines() -> None:
     from rich.highlighter import NullHighlighter
     from rich.logging import RichHandler
 
-    handler = RichHandler(console=console(), show_path=False, highlighter=NullHighlighter())
+    if sys.stderr.isatty():
+        handler: logging.Handler = RichHandler(console=console(), show_path=False, highlighter=NullHighlighter())
+    else:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     handler.setLevel(logging.INFO)
     log.setLevel(logging.DEBUG)
     log.addHandler(handler)

@@ -25,7 +25,7 @@ _ALLOWED = {
     "data.kind": ("normal_maps", "photographs"),
     "data.normal_y": ("up", "down"),
     "data.fit": ("resize", "crop"),
-    "task.fill": ("zero", "mean", "flat_normal"),
+    "task.fill": ("zero", "mean", "flat_normal", "harmonic"),
     "task.value_range": ((-1.0, 1.0), (0.0, 1.0)),
     "discriminator.sees": ("completed", "output"),
     "discriminator.condition": ("none", "input"),

@@ -1,6 +1,8 @@
 """Validation and the test phase: metrics per image on stored masks, always beside what a user would otherwise use."""
 
 import logging
+import hashlib
+import json
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -31,7 +33,8 @@ def evaluation_masks(
 
     They depend on the mask's config and on nothing else of the run.
     """
-    path = folder / f"{split}-{count}.npz"
+    spec = hashlib.sha256(json.dumps([config.image_size, config.mask.to_dict()], sort_keys=True).encode()).hexdigest()
+    path = folder / f"{split}-{count}-{spec[:8]}.npz"
     if path.exists():
         return mask_sets.load_masks(path)
     masks = _draw_masks(config, split, count)

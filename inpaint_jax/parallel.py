@@ -68,7 +68,8 @@ def _pmap(devices: list[jax.Device]) -> Parallel:
     return Parallel(
         count=count,
         replicate=lambda tree: flax.jax_utils.replicate(tree, devices),
-        unreplicate=flax.jax_utils.unreplicate,
+        # flax.jax_utils.unreplicate keeps the leading axis where one of several local devices is used.
+        unreplicate=lambda tree: jax.tree.map(lambda x: x.addressable_data(0)[0], tree),
         shard=split,
         gather=lambda tree: jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), tree),
         train=lambda step: jax.pmap(step, AXIS, devices=devices, donate_argnums=(0,)),

@@ -52,6 +52,7 @@ def assemble(config: ml_collections.ConfigDict, workdir: Path) -> Run:
     Raises:
         ValueError: one sentence on what is wrong and how to mend it.
     """
+    regimes.first_regime(config)
     splits = data_module.load_splits(config.data, config.image_size, workdir / run_folder.DATA)
     batch = config.batch_size * config.accumulate
     steps_per_epoch = pipeline.steps_per_epoch(len(splits["train"]), batch)
@@ -69,13 +70,16 @@ def assemble(config: ml_collections.ConfigDict, workdir: Path) -> Run:
         config, "val", evaluate.limited(len(splits["val"]), config.evaluation.val_limit), workdir / run_folder.MASKS
     )
     fingerprints = {f"{name} split": source.fingerprint for name, source in splits.items() if name != "test"}
+    fingerprints["validation masks"] = val_masks.id
+    if mask_files is not None:
+        fingerprints["mask files"] = mask_files.fingerprint
     return Run(
         config=config,
         workdir=workdir,
         splits=splits,
         mask_files=mask_files,
         val_masks=val_masks.unpack(),
-        fingerprints={**fingerprints, "validation masks": val_masks.id},
+        fingerprints=fingerprints,
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
         parallel=parallel,

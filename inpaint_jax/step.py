@@ -187,7 +187,9 @@ def averaged(function: Gradients, system: System, state: TrainState, batch: Batc
 
 
 def _microbatches(batch: Batch, parts: int) -> list[Batch]:
-    return [jax.tree.map(lambda x, i=i: x.reshape(parts, -1, *x.shape[1:])[i], batch) for i in range(parts)]
+    # Every parts-th example: with contiguous blocks, which examples share batch statistics would depend on the number
+    # of replicas.
+    return [jax.tree.map(lambda x, i=i: x[i::parts], batch) for i in range(parts)]
 
 
 def _update(system: System, state: TrainState, gradients: Tree, stats: Tree) -> tuple[TrainState, dict]:

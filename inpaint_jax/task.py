@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from inpaint_jax import augment, keys, masks
+from inpaint_jax import augment, fills, keys, masks
 
 INPUT_CHANNELS = {"masked": 3, "mask": 1, "mask3": 3, "luminance": 1}
 # ITU-R BT.601, as the common conversions to grey use.
@@ -34,12 +34,14 @@ def validate_task(config: ml_collections.ConfigDict) -> None:
     """Checks `config.task`.
 
     Raises:
-        ValueError: an unknown input token, or no token that shows the hole.
+        ValueError: an unknown input token, or a residual generator that does not see the masked image first.
     """
     for token in config.task.inputs:
         if token not in INPUT_CHANNELS:
             known = ", ".join(INPUT_CHANNELS)
             raise ValueError(f"config.task.inputs has {token!r}: known tokens are {known}")
+    if config.generator.residual and config.task.inputs[0] != "masked":
+        raise ValueError("config.generator.residual adds to the masked image: config.task.inputs must begin with it")
 
 
 def input_channels(config: ml_collections.ConfigDict) -> int:
@@ -92,20 +94,12 @@ def mask_spec(config: ml_collections.ConfigDict) -> dict:
     return {"name": config.mask.name, "ratio": tuple(config.mask.ratio), **families}
 
 
-def _fill_value(config: ml_collections.ConfigDict, image: jax.Array, mask: jax.Array) -> jax.Array:
-    low, high = config.task.value_range
-    if config.task.fill == "zero":
-        return jnp.zeros((1, 1, 1, 3), jnp.float32)
-    if config.task.fill == "flat_normal":
-        return to_value_range(jnp.array([128, 128, 255], jnp.uint8), (low, high)).reshape(1, 1, 1, 3)
-    known = 1.0 - mask
-    count = jnp.maximum(jnp.sum(known, axis=(1, 2), keepdims=True), 1.0)
-    return jnp.sum(image * known, axis=(1, 2), keepdims=True) / count
-
-
 def masked_image(config: ml_collections.ConfigDict, image: jax.Array, mask: jax.Array) -> jax.Array:
     """Returns the image with its hole filled as `config.task.fill` says, (B, H, W, 3)."""
-    return image * (1.0 - mask) + _fill_value(config, image, mask) * mask
+    if config.task.fill == "flat_normal":
+        flat = to_value_range(jnp.array(fills.FLAT_NORMAL, jnp.uint8), config.task.value_range)
+        return image * (1.0 - mask) + flat * mask
+    return fills.FILLS[config.task.fill](image, mask)
 
 
 def generator_input(config: ml_collections.ConfigDict, image: jax.Array, mask: jax.Array) -> jax.Array:

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import safetensors
@@ -12,6 +14,7 @@ from flax import traverse_util
 from configs import common
 from inpaint_jax import config as config_module
 from inpaint_jax import models, run_folder
+from inpaint_jax.state import initial_variables
 
 WEIGHTS, CONFIG = "generator.safetensors", "config.json"
 
@@ -61,4 +64,8 @@ def load_generator(folder: Path) -> tuple[ml_collections.ConfigDict, dict]:
         flat = safetensors.numpy.load_file(folder / WEIGHTS)
     except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError, safetensors.SafetensorError) as error:
         raise ValueError(f"the generator in {str(folder)!r} is damaged ({error}): copy it anew") from error
-    return config, traverse_util.unflatten_dict(flat, sep="/")
+    variables = traverse_util.unflatten_dict(flat, sep="/")
+    expected = jax.eval_shape(lambda: initial_variables(config))["generator"]
+    if jax.tree.map(jnp.shape, variables) != jax.tree.map(jnp.shape, expected):
+        raise ValueError(f"the weights in {str(folder)!r} are not of the generator in its {CONFIG}: copy both anew")
+    return config, variables

@@ -9,3 +9,56 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_p
 _CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "inpaint_jax" / "xla"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+import jax
+import numpy as np
+import pytest
+
+from configs import unet_cosine
+from inpaint_jax.state import TrainState, create_state
+
+
+def _random_leaf(random: np.random.Generator, path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+    room, name = jax.tree_util.keystr(path[:1]), jax.tree_util.keystr(path[-1:])
+    noise = random.normal(size=leaf.shape)
+    if room in (".params", ".ema_params"):
+        value = 1 + 0.1 * noise if "scale" in name else 0.1 * noise if "bias" in name else 0.02 * noise
+    elif room in (".stats", ".ema_stats"):
+        value = np.exp(0.2 * noise) if "var" in name else 0.1 * noise
+    else:
+        value = np.full(leaf.shape, float(room == ".lr_scale"))
+    return np.asarray(value, leaf.dtype)
+
+
+@pytest.fixture
+def tiny_config():
+    """The flagship shrunk to seconds; every test gets its own to edit."""
+    return unet_cosine.get_config("tiny")
+
+
+@pytest.fixture(scope="session")
+def make_state():
+    """A function (config, optimizers, seed) -> state with random weights, biases and statistics, in NumPy arrays.
+
+    Nothing is compiled, and nothing is at a value, such as a bias of zero, that would hide a mistake. Optimiser states
+    are zero, as those of adam and sgd are in the beginning.
+    """
+
+    def make(config, optimizers, seed: int = 0) -> TrainState:
+        random = np.random.default_rng(seed)
+        shapes = jax.eval_shape(lambda: create_state(config, optimizers))
+        return jax.tree_util.tree_map_with_path(lambda path, leaf: _random_leaf(random, path, leaf), shapes)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_batch():
+    """A function (examples, size, step) -> batch of random pictures with the slots of that step."""
+
+    def make(examples: int, size: int, step: int = 0) -> dict[str, np.ndarray]:
+        random = np.random.default_rng(step)
+        image = random.integers(0, 256, (examples, size, size, 3), dtype=np.uint8)
+        return {"image": image, "slot": np.arange(step * examples, (step + 1) * examples, dtype=np.int32)}
+
+    return make

@@ -144,4 +144,5 @@ def load_mask_files(path: str, size: int) -> ImageSource:
     if not path or not root.is_dir():
         raise ValueError(f"config.mask.path = {path!r} is no folder: set it to the folder with the mask pictures")
     names = folder.find_images(root)
-    return ImageSource(names, folder.mask_loader(root, names, size), _fingerprint("masks", *names), 1 << 30)
+    contents = (hashlib.sha256((root / name).read_bytes()).hexdigest() for name in names)
+    return ImageSource(names, folder.mask_loader(root, names, size), _fingerprint("masks", *contents), 1 << 30)

@@ -17,6 +17,7 @@ def _unet(config: ml_collections.ConfigDict, axis_name: str | None) -> nn.Module
         skips=config.generator.skips,
         norm=config.generator.normalisation,
         refine=config.generator.refine,
+        residual=config.generator.residual,
         output=config.generator.output,
         dtype=jnp.dtype(config.dtype),
         axis_name=axis_name,

@@ -21,6 +21,7 @@ class UNet(nn.Module):
         skips: concatenate each encoder level to its decoder level; False is the bowtie.
         norm: batch | instance | none.
         refine: features of a last full-resolution level that sees the input once more; 0 = the published output layer.
+        residual: add the first three input channels, the masked image, to the answer before it is normalised.
         output: unit (tanh, then L2 over the channels: normal maps) | tanh.
         dtype: compute type; parameters and the output are float32.
         axis_name: mapped axis over which batch statistics are synchronised; None = none.
@@ -31,6 +32,7 @@ class UNet(nn.Module):
     skips: bool = True
     norm: str = "batch"
     refine: int = 0
+    residual: bool = False
     output: str = "unit"
     dtype: jnp.dtype = jnp.float32
     axis_name: str | None = None
@@ -43,6 +45,7 @@ class UNet(nn.Module):
         def norm(x: jax.Array, name: str) -> jax.Array:
             return normalisation(self.norm, self.dtype, self.axis_name, name)(x, not train)
 
+        masked = x[..., :3].astype(jnp.float32)
         seen = x = x.astype(self.dtype)
         skips = []
         for level, features in enumerate(widths):
@@ -68,4 +71,6 @@ class UNet(nn.Module):
         else:
             x = ConvTranspose(3, use_bias=True, dtype=self.dtype, name="out")(x)
         x = jnp.tanh(x.astype(jnp.float32))
-        return unit_normalise(x) if self.output == "unit" else x
+        if self.residual:
+            x = x + masked
+        return unit_normalise(x) if self.output == "unit" else jnp.clip(x, -1.0, 1.0)
