@@ -38,8 +38,8 @@ def base() -> ml_collections.ConfigDict:
     c.data.path = ""  # folder: root of the image tree; tfds: the data_dir; "" = INPAINT_DATA_DIR/<name> for a folder
     c.data.name = ""  # a folder below INPAINT_DATA_DIR, or the name of a TFDS data set
     c.data.kind = "normal_maps"  # normal_maps | photographs: which metrics, baselines and augmentations apply
-    c.data.normal_y = "up"  # up (OpenGL) | down (DirectX): which way the green channel of a normal map points
-    c.data.fit = "resize"  # resize (centre square, then scale) | crop (windows at native resolution: random, test: centre)
+    c.data.normal_y = "up"  # which way the green channel of a normal map points: up (OpenGL) | down (DirectX) | mixed
+    c.data.fit = "resize"  # resize (centre square, then scale) | crop (native resolution; random in training)
     c.data.limit = 0  # use only so many training examples (the first by hash); 0 = all
     c.data.split_counts = (0, 0, 0)  # exact sizes of train, val, test; zeros = split_fractions decide
     c.data.split_fractions = (0.8, 0.1, 0.1)  # thresholds on the hash of each picture's group

@@ -17,6 +17,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     """Returns the config; arg: "" full, "quick" minutes on a CPU, "tiny" seconds."""
     c = common.base()
     c.epochs = 60
+    c.data.normal_y = "mixed"
     c.data.split_counts = (20000, 512, 640)
     c.losses.cosine = common.loss_term("cosine", 100.0, on="output", region="hole")
     c.losses.adversarial = common.loss_term("adversarial", 0.1)

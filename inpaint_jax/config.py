@@ -23,7 +23,7 @@ _ALLOWED = {
     "dtype": ("float32", "bfloat16"),
     "parallel": ("pmap", "shard_map"),
     "data.kind": ("normal_maps", "photographs"),
-    "data.normal_y": ("up", "down"),
+    "data.normal_y": ("up", "down", "mixed"),
     "data.fit": ("resize", "crop"),
     "task.fill": ("zero", "mean", "flat_normal", "harmonic"),
     "task.value_range": ((-1.0, 1.0), (0.0, 1.0)),

@@ -1,8 +1,8 @@
 """Validation and the test phase: metrics per image on stored masks, always beside what a user would otherwise use."""
 
-import logging
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path

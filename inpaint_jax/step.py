@@ -247,7 +247,8 @@ def make_train_step(system: System, phase: str) -> Callable[[TrainState, Tree, B
         raise ValueError(f"unknown phase {phase!r}: known are {', '.join(PHASES)}")
     if phase == "generator":
         turns: tuple[Gradients, ...] = (generator_only_gradients,)
-    elif system.config.regime.update == "simultaneous":
+    # By index: the attribute `update` is the method of every ConfigDict.
+    elif system.config.regime["update"] == "simultaneous":
         turns = (simultaneous_gradients,)
     else:
         turns = (discriminator_gradients, adversarial_generator_gradients)

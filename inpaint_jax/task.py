@@ -62,6 +62,10 @@ def training_example(config: ml_collections.ConfigDict, batch: Mapping[str, jax.
     value_range = config.task.value_range
     if config.data.augment:
         normal_y = config.data.normal_y if config.data.kind == "normal_maps" else "none"
+        if normal_y == "mixed":
+            # A quarter turn by the other convention's rule gives the turned map of the inverted relief (dents for
+            # bumps), which is a valid map too: for a mixed set either rule will do.
+            normal_y = "up"
         # Turning vectors negates channels, which is exact only around zero.
         centred = to_value_range(image, (-1.0, 1.0))
         turned = jax.vmap(lambda key, one: augment.augment(key, one, normal_y))(

@@ -10,12 +10,12 @@ _CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "inpa
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
-import jax
-import numpy as np
-import pytest
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
 
-from configs import unet_cosine
-from inpaint_jax.state import TrainState, create_state
+from configs import unet_cosine  # noqa: E402
+from inpaint_jax.state import TrainState, create_state  # noqa: E402
 
 
 def _random_leaf(random: np.random.Generator, path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:

@@ -106,7 +106,11 @@ def test_discriminator_loss_wants_real_up_and_fake_down():
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"fn": "l3"}, "l3.*cosine.*l1"), ({"region": "rim"}, "rim.*full, hole, band"), ({"on": "image"}, "image.*output")],
+    [
+        ({"fn": "l3"}, "l3.*cosine.*l1"),
+        ({"region": "rim"}, "rim.*full, hole, band"),
+        ({"on": "image"}, "image.*output"),
+    ],
 )
 def test_unknown_names_are_errors_that_list_the_known(change, words):
     term = common.loss_term("l1", 1.0)

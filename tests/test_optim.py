@@ -2,7 +2,6 @@
 
 import math
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -94,13 +93,3 @@ def test_unknown_optimiser(settings):
     settings.name = "lion"
     with pytest.raises(ValueError, match=r"lion.*adagrad, adam, rmsprop, sgd"):
         optim.make_optimizer(settings, "generator/rest", 10)
-
-
-def test_state_of_every_group_is_its_own(settings):
-    settings.name = "adam"
-    sizes = {
-        group: {leaf.shape for leaf in jax.tree.leaves(optimizer.init(optim.select(PARAMS[group.split("/")[0]], group)))}
-        for group in optim.group_names(PARAMS)
-        for optimizer in [optim.make_optimizer(settings, group, 10)]
-    }
-    assert sizes == {"generator/vgg": {(), (3,)}, "generator/rest": {(), (2,)}, "discriminator": {(), (4,)}}

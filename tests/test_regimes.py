@@ -63,7 +63,7 @@ def test_first_phase_and_unknown_monitors(tiny_config):
     tiny_config.discriminator.name = "none"
     assert first_regime(tiny_config).phase == "generator"
     tiny_config.data.kind = "photographs"
-    with pytest.raises(ValueError, match="angular_error_deg_hole.*psnr_db_hole"):
+    with pytest.raises(ValueError, match=r"angular_error_deg_hole.*psnr_db_hole"):
         first_regime(tiny_config)
     tiny_config.regime.monitor = "beauty"
     with pytest.raises(ValueError, match="beauty"):

@@ -18,10 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 ROOT = Path(__file__).parent.parent
 EPOCHS = 6
 STEPS = EPOCHS * 4  # 18 pictures in batches of 4
-SCALARS_OF_A_FINISHED_RUN = (
-    "config hashes dataset images mask_set parameters model_megabytes inference_seconds_per_image metrics baselines "
-    "train"
-).split()
+SCALARS_OF_A_FINISHED_RUN = ["config", "hashes", "dataset", "images", "mask_set", "parameters", "model_megabytes", "inference_seconds_per_image", "metrics", "baselines", "train"]
 
 
 def start(workdir: Path, *options: str) -> subprocess.Popen:

@@ -51,7 +51,8 @@ def render_normal_map(seed: int, index: int, size: int, normal_y: str = "up") ->
         seed: data set, 0 to 2**64 - 1.
         index: map within the data set, 0 to 2**64 - 1.
         size: rows and columns in pixels, at least 4.
-        normal_y: "up" if green grows towards the top of the image, "down" if towards its bottom.
+        normal_y: "up" if green grows towards the top of the image, "down" if towards its bottom; "mixed" makes maps of
+            an odd index the second kind.
 
     Returns:
         uint8 (size, size, 3): x to the right, y, z out of the surface, as v = 2 * rgb / 255 - 1.
@@ -59,6 +60,8 @@ def render_normal_map(seed: int, index: int, size: int, normal_y: str = "up") ->
     Raises:
         ValueError: for a size below 4, a seed or index out of range, or an unknown `normal_y`.
     """
+    if normal_y == "mixed":
+        normal_y = "down" if index % 2 else "up"
     vectors = normals_from_height(render_height_field(seed, index, size))
     # A stream of its own, so that the height field does not depend on the noise of storage and can be drawn alone.
     random = np.random.Generator(np.random.Philox(key=np.array([seed, index], np.uint64), counter=[0, 0, 0, 1]))
