@@ -19,10 +19,13 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.epochs = 60
     c.data.normal_y = "mixed"
     c.data.split_counts = (20000, 512, 640)
-    c.losses.cosine = common.loss_term("cosine", 100.0, on="output", region="hole")
+    c.losses.cosine = common.loss_term("cosine", 20.0)
+    c.losses.distance = common.loss_term("vector_distance", 20.0)
     c.losses.adversarial = common.loss_term("adversarial", 0.1)
-    c.task.fill = "flat_normal"
-    c.optimizer.learning_rate = 5e-4
+    c.task.fill = "harmonic"
+    c.generator.residual = True
+    c.generator.refine = 16
+    c.optimizer.learning_rate = 1e-3
     c.optimizer.schedule = "cosine"
     c.optimizer.warmup_fraction = 0.02
     c.optimizer.clip_norm = 1.0
