@@ -87,7 +87,7 @@ def base() -> ml_collections.ConfigDict:
     c.losses = ml_collections.ConfigDict()  # name: loss_term(...)
 
     c.regime = ml_collections.ConfigDict()
-    c.regime.update = "simultaneous"  # simultaneous | sequential (D first, then G against the new D)
+    c.regime.order = "simultaneous"  # simultaneous | sequential (D first, then G against the new D)
     c.regime.monitor = "angular_error_deg_hole"  # validation metric that decides the best checkpoint
 
     c.optimizer = ml_collections.ConfigDict()

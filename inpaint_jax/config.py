@@ -29,7 +29,7 @@ _ALLOWED = {
     "task.value_range": ((-1.0, 1.0), (0.0, 1.0)),
     "discriminator.sees": ("completed", "output"),
     "discriminator.condition": ("none", "input"),
-    "regime.update": ("simultaneous", "sequential"),
+    "regime.order": ("simultaneous", "sequential"),
     "optimizer.schedule": ("constant", "cosine"),
 }
 _POSITIVE = (

@@ -233,7 +233,7 @@ def make_train_step(system: System, phase: str) -> Callable[[TrainState, Tree, B
 
     Args:
         system: networks, optimisers and config.
-        phase: "joint" (both networks, `config.regime.update` says how) or "generator" (no discriminator).
+        phase: "joint" (both networks, `config.regime.order` says how) or "generator" (no discriminator).
 
     Returns:
         A pure function of one replica. `frozen` holds pretrained weights that no one trains, `{}` without them.
@@ -248,7 +248,7 @@ def make_train_step(system: System, phase: str) -> Callable[[TrainState, Tree, B
     if phase == "generator":
         turns: tuple[Gradients, ...] = (generator_only_gradients,)
     # By index: the attribute `update` is the method of every ConfigDict.
-    elif system.config.regime["update"] == "simultaneous":
+    elif system.config.regime.order == "simultaneous":
         turns = (simultaneous_gradients,)
     else:
         turns = (discriminator_gradients, adversarial_generator_gradients)

@@ -93,7 +93,7 @@ def test_json_gives_the_same_config_back():
         ("task.fill", ""),
         ("task.value_range", (0.0, 255.0)),
         ("discriminator.sees", "both"),
-        ("regime.update", "phased"),
+        ("regime.order", "phased"),
         ("optimizer.schedule", "linear"),
         ("image_size", 48),
         ("image_size", 16),

@@ -119,7 +119,7 @@ def length(tree):
 @pytest.fixture(scope="module")
 def joint(make_state):
     config = simplify(unet_cosine.get_config("tiny"))
-    config.regime["update"] = "simultaneous"
+    config.regime.order = "simultaneous"
     system = step.make_system(config, 10, axis_name=None)
     train = step.make_train_step(system, "joint")
 
@@ -210,7 +210,7 @@ def test_gradients_that_are_not_finite_skip_the_update(joint, batch):
 
 def test_sequential_trains_the_discriminator_first_and_the_generator_against_the_new_one(make_state, batch):
     config = simplify(unet_cosine.get_config("tiny"))
-    config.regime["update"] = "sequential"
+    config.regime.order = "sequential"
     system = step.make_system(config, 10, axis_name=None)
     train = step.make_train_step(system, "joint")
     state = begin(system, make_state)

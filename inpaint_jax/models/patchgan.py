@@ -4,8 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from inpaint_jax.models.layers import Conv
-from inpaint_jax.models.normalisation import normalisation
+from inpaint_jax.models.layers import Conv, normalisation
 
 
 class PatchGAN(nn.Module):

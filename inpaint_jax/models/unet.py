@@ -8,8 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from inpaint_jax.models.layers import Conv, ConvTranspose, unit_normalise
-from inpaint_jax.models.normalisation import normalisation
+from inpaint_jax.models.layers import Conv, ConvTranspose, normalisation, unit_normalise
 
 
 class UNet(nn.Module):
