@@ -289,7 +289,7 @@ def make_eval_step(
             example["mask"],
             normal_maps,
         )
-        masked = task.to_uint8(task.masked_image(config, example["image"], example["mask"]), config.task.value_range)
-        return {**values, "output": output, "completed": completed, "masked": masked}
+        # For the eye: holes black, whatever the generator's input holds there.
+        return {**values, "output": output, "completed": completed, "masked": batch["image"] * (1 - batch["mask"])}
 
     return step

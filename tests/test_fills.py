@@ -1,4 +1,4 @@
-"""Fills of the generator's input: what stays, what is smooth, and how near the harmonic one is to Laplace's equation."""
+"""Fills of the generator's input: what stays, what is smooth, how near the harmonic one is to Laplace's equation."""
 
 import jax
 import numpy as np
