@@ -107,8 +107,9 @@ class RowFile:
         self._file = path.open("a")
 
     def write(self, rows: Iterable[dict]) -> None:
-        """Appends rows, each on its own line."""
+        """Appends rows, each on its own line, for others to read at once."""
         self._file.writelines(json.dumps(row) + "\n" for row in rows)
+        self._file.flush()
 
     def commit(self) -> None:
         """Flushes to the disk; a checkpoint may rely on the rows after this."""
