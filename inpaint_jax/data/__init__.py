@@ -8,7 +8,7 @@ from pathlib import Path
 
 import ml_collections
 
-from inpaint_jax.data import folder, procedural_normals, splits
+from inpaint_jax.data import folder, procedural_normals, splits, tfds_source
 from inpaint_jax.data.source import ImageSource
 
 Splits = dict[str, ImageSource]
@@ -62,11 +62,7 @@ def _folder(config: ml_collections.ConfigDict, size: int, cache: Path | None) ->
         manifest = folder.read_manifest(root, folder.find_images(root), cache and cache / "manifest.json", 8)
         names = folder.usable(manifest, smallest, config.skip_bad)
         groups = [splits.group_of(name, manifest[name]["hash"], config.group_pattern) for name in names]
-        if any(config.split_counts):
-            assignment = splits.split_by_counts(groups, config.split_counts)
-        else:
-            assignment = splits.split_by_fractions(groups, config.split_fractions)
-        names_by_split = [[n for n, a in zip(names, assignment, strict=True) if a == i] for i in range(3)]
+        names_by_split = [[names[i] for i in chosen] for chosen in _assign(config, groups)]
     result = {}
     for split, names in zip(splits.SPLITS, names_by_split, strict=True):
         if split == "train" and config.limit:
@@ -76,9 +72,39 @@ def _folder(config: ml_collections.ConfigDict, size: int, cache: Path | None) ->
             raise ValueError(f"the {split} split of {str(root)!r} is empty: add pictures, or change the split's share")
         result[split] = ImageSource(
             names,
-            # Training crops are drawn anew each time, by the pipeline.
-            folder.loader(root, names, size, "whole" if split == "train" and config.fit == "crop" else config.fit),
+            folder.loader(root, names, size, _fit(config, split)),
             _fingerprint("folder", size, config.fit, *(f"{n} {manifest[n]['hash']}" for n in names)),
+            config.cache_megabytes << 20,
+        )
+    return result
+
+
+def _assign(config: ml_collections.ConfigDict, groups: list[str]) -> list[list[int]]:
+    """Returns the indices of each split, by exact counts or by fractions."""
+    if any(config.split_counts):
+        assignment = splits.split_by_counts(groups, config.split_counts)
+    else:
+        assignment = splits.split_by_fractions(groups, config.split_fractions)
+    return [[i for i, split in enumerate(assignment) if split == wanted] for wanted in range(3)]
+
+
+def _fit(config: ml_collections.ConfigDict, split: str) -> str:
+    # Training crops are drawn anew each time, by the pipeline.
+    return "whole" if split == "train" and config.fit == "crop" else config.fit
+
+
+def _tfds(config: ml_collections.ConfigDict, size: int, cache: Path | None) -> Splits:
+    names, loaders, identity = tfds_source.open_pictures(config.name, config.path)
+    result = {}
+    for split, chosen in zip(splits.SPLITS, _assign(config, [f"{identity} {name}" for name in names]), strict=True):
+        if split == "train" and config.limit:
+            chosen = chosen[: config.limit]
+        if not chosen:
+            raise ValueError(f"the {split} split of {config.name!r} is empty: change the split's share")
+        result[split] = ImageSource(
+            [names[i] for i in chosen],
+            tfds_source.loader([loaders[i] for i in chosen], size, _fit(config, split)),
+            _fingerprint("tfds", identity, size, config.fit, *(names[i] for i in chosen)),
             config.cache_megabytes << 20,
         )
     return result
@@ -99,6 +125,7 @@ def _folder_root(config: ml_collections.ConfigDict) -> Path:
 SOURCES: dict[str, Callable[[ml_collections.ConfigDict, int, Path | None], Splits]] = {
     "procedural_normals": _procedural,
     "folder": _folder,
+    "tfds": _tfds,
 }
 
 
