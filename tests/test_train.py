@@ -166,3 +166,19 @@ def test_larger_epochs_continues_and_restart_starts_over(finished: Path, tmp_pat
     assert "going on" not in output
     assert rows(workdir)[-1]["step"] == 4
     assert (workdir / "mine.txt").read_text() == "kept"
+
+
+def test_evaluate_command_tests_on_a_folder(finished: Path, tmp_path: Path):
+    maps = tmp_path / "maps"
+    maps.mkdir()
+    for path in (finished / "test/images").glob("*_truth.png"):
+        Image.open(path).save(maps / path.name)
+    command = [sys.executable, ROOT / "launch" / "evaluate.py", "--model", finished, "--images", maps]
+    command += ["--out", tmp_path / "out"]
+    environment = {**os.environ, "XLA_FLAGS": ""}
+    subprocess.run(command, env=environment, check=True, capture_output=True, cwd=tmp_path)
+    tested, own = (json.loads((w / "test/results.json").read_text()) for w in (tmp_path / "out", finished))
+    # The same pictures in the same order on the same masks: the same figures as the run's own test.
+    assert tested["mask_set"] == own["mask_set"]
+    assert tested["metrics"] == own["metrics"]
+    assert tested["baselines"] == own["baselines"]
