@@ -28,6 +28,17 @@ def _host_copy(tree: Any) -> Any:
     return jax.tree.map(lambda x: np.array(x, copy=True), tree)
 
 
+def _zeros(template: Any) -> Any:
+    return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), template)
+
+
+def _check_shapes(restored: Any, template: Any) -> None:
+    # Orbax hands out what was stored, whatever shapes the template has.
+    for (path, ours), stored in zip(jax.tree.leaves_with_path(template), jax.tree.leaves(restored), strict=True):
+        if np.shape(stored) != np.shape(ours):
+            raise ValueError(f"{jax.tree_util.keystr(path)} has the shape {np.shape(stored)}, not {np.shape(ours)}")
+
+
 class Checkpoints:
     """The two checkpoint managers of a run folder.
 
@@ -53,11 +64,15 @@ class Checkpoints:
         return self._best.latest_step()
 
     def save(self, state: TrainState, run: dict[str, Any]) -> None:
-        """Saves an unreplicated state and the JSON beside it; writing goes on in the background."""
+        """Saves an unreplicated state and the JSON beside it; writing goes on in the background.
+
+        An earlier best is safe before: from a state of a later step it could not be saved again.
+        """
         step = int(state.step)
         if step in self._last.all_steps():
             return
         items = ocp.args.Composite(state=ocp.args.StandardSave(_host_copy(state)), run=ocp.args.JsonSave(run))
+        self._best.wait_until_finished()
         self._last.save(step, args=items, force=True)
 
     def save_best(self, step: int, variables: Any) -> None:
@@ -78,12 +93,13 @@ class Checkpoints:
             ValueError: the checkpoint does not fit the networks.
         """
         step = self._last.latest_step()
-        shapes = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), template)
+        shapes = _zeros(template)
         try:
             restored = self._last.restore(
                 step,
                 args=ocp.args.Composite(state=ocp.args.StandardRestore(shapes), run=ocp.args.JsonRestore()),
             )
+            _check_shapes(restored["state"], shapes)
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"the checkpoint of step {step} cannot be read into these networks ({str(error).splitlines()[0]}): "
@@ -96,7 +112,7 @@ class Checkpoints:
 
     def restore_best(self, template: Any) -> Any:
         """Returns the variables of the best generator."""
-        shapes = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), template)
+        shapes = _zeros(template)
         return self._best.restore(self._best.latest_step(), args=ocp.args.StandardRestore(shapes))
 
     def wait(self) -> None:

@@ -14,6 +14,7 @@ RESUMABLE_CHANGES = (
     "sample_every_epochs",
     "checkpoint_every_steps",
     "data.path",
+    "mask.path",
     "data.reader_threads",
     "data.cache_megabytes",
     "evaluation.samples",
@@ -27,6 +28,9 @@ _ALLOWED = {
     "data.fit": ("resize", "crop"),
     "task.fill": ("zero", "mean", "flat_normal", "harmonic"),
     "task.value_range": ((-1.0, 1.0), (0.0, 1.0)),
+    "generator.normalisation": ("batch", "instance", "none"),
+    "generator.output": ("unit", "tanh"),
+    "discriminator.normalisation": ("batch", "instance", "none"),
     "discriminator.sees": ("completed", "output"),
     "discriminator.condition": ("none", "input"),
     "regime.order": ("simultaneous", "sequential"),
@@ -38,6 +42,7 @@ _POSITIVE = (
 )
 _NOT_NEGATIVE = (
     *("seed", "max_steps", "patience", "mask.evaluation_seed", "data.limit", "data.skip_bad", "data.reader_threads"),
+    "generator.refine",
     *("data.cache_megabytes", "evaluation.samples", "evaluation.val_limit", "evaluation.test_limit"),
 )
 # One value for each of train, val and test.
@@ -131,6 +136,11 @@ def validate(config: ml_collections.ConfigDict) -> None:
         raise ValueError(f"config.data.split_counts = {tuple(flat['data.split_counts'])}: must be at least 0")
     if config.image_size & (config.image_size - 1) or config.image_size < 32:
         raise ValueError(f"config.image_size = {config.image_size}: must be a power of two of at least 32")
+    if config.generator.output == "unit" and tuple(config.task.value_range) != (-1.0, 1.0):
+        raise ValueError(
+            f"config.task.value_range = {tuple(config.task.value_range)} does not hold unit vectors: use (-1.0, 1.0), "
+            "or config.generator.output = 'tanh'"
+        )
     if not 0.0 <= config.ema_decay < 1.0:
         raise ValueError(f"config.ema_decay = {config.ema_decay}: must be in [0, 1)")
     if not config.losses:

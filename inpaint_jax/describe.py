@@ -9,7 +9,7 @@ import ml_collections
 from clu import parameter_overview
 
 from inpaint_jax import config as config_module
-from inpaint_jax import models, state
+from inpaint_jax import models, state, task
 from inpaint_jax.models.layers import Conv, ConvTranspose
 
 
@@ -48,7 +48,7 @@ def network_figures(config: ml_collections.ConfigDict) -> dict[str, float]:
     shapes = jax.eval_shape(lambda: state.initial_variables(config))
     counts = {name: sum(x.size for x in jax.tree.leaves(v["params"])) for name, v in shapes.items()}
     size = config.image_size
-    generator = forward_gflops(models.build_generator(config), size, size, state.task.input_channels(config))
+    generator = forward_gflops(models.build_generator(config), size, size, task.input_channels(config))
     discriminator = 0.0
     if (module := models.build_discriminator(config)) is not None:
         discriminator = forward_gflops(module, size, size, state.discriminator_channels(config))
@@ -63,6 +63,7 @@ def network_figures(config: ml_collections.ConfigDict) -> dict[str, float]:
 def print_networks(config: ml_collections.ConfigDict) -> None:
     """Prints the parameters of both networks, block by block, and as the last line one JSON object."""
     config_module.validate(config)
+    task.validate_task(config)
     for name, variables in jax.eval_shape(lambda: state.initial_variables(config)).items():
         blocks = Counter()
         for block, tree in variables["params"].items():

@@ -197,8 +197,9 @@ def _write_pictures(
         if len(rows) < config.evaluation.samples:
             rows.append([row["masked"], telea(images[index], masks[index, ..., 0]), row["completed"], row["truth"]])
             titles.append(f"{index:04d}")
-    columns = ("masked", "Telea", "completed", "truth")
-    image_files.write_png(folder / "samples.png", image_files.picture_grid(rows, columns, titles))
+    if rows:
+        columns = ("masked", "Telea", "completed", "truth")
+        image_files.write_png(folder / "samples.png", image_files.picture_grid(rows, columns, titles))
 
 
 def log_results(results: dict[str, Any]) -> None:

@@ -11,8 +11,9 @@ from typing import IO, Any
 CONFIG, METRICS, TIMING, LOG = "config.json", "metrics.jsonl", "timing.jsonl", "log.txt"
 CHECKPOINTS, SAMPLES, TENSORBOARD, TEST, GENERATOR = "checkpoints", "samples", "tensorboard", "test", "generator"
 DATA, MASKS = "data", "masks"
-# Everything that the program itself writes; --restart removes these and nothing else.
-OWN = (CONFIG, METRICS, TIMING, LOG, CHECKPOINTS, SAMPLES, TENSORBOARD, TEST, GENERATOR, DATA, MASKS)
+# Everything that the program itself writes; --restart removes these and nothing else. Checkpoints go first and the
+# config last: a kill in between must not leave a run that goes on without a config to compare with.
+OWN = (CHECKPOINTS, METRICS, TIMING, LOG, SAMPLES, TENSORBOARD, TEST, GENERATOR, DATA, MASKS, CONFIG)
 
 
 def default_workdir(config_path: str) -> Path:

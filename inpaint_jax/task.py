@@ -34,12 +34,14 @@ def validate_task(config: ml_collections.ConfigDict) -> None:
     """Checks `config.task`.
 
     Raises:
-        ValueError: an unknown input token, or a residual generator that does not see the masked image first.
+        ValueError: no input token or an unknown one, or a residual generator that does not see the masked image first.
     """
     for token in config.task.inputs:
         if token not in INPUT_CHANNELS:
             known = ", ".join(INPUT_CHANNELS)
             raise ValueError(f"config.task.inputs has {token!r}: known tokens are {known}")
+    if not config.task.inputs:
+        raise ValueError("config.task.inputs is empty: name at least one of " + ", ".join(INPUT_CHANNELS))
     if config.generator.residual and config.task.inputs[0] != "masked":
         raise ValueError("config.generator.residual adds to the masked image: config.task.inputs must begin with it")
 

@@ -44,6 +44,8 @@ def fit(run: Run, checkpoints: checkpoint.Checkpoints, preemption: checkpoint.Pr
     """
     config, parallel = run.config, run.parallel
     state, regime = begin(run, checkpoints)
+    # Only now: a config that the checkpoint or the data refuse must not replace the one of the run.
+    run_folder.write_text(run.workdir / run_folder.CONFIG, config_module.to_json(config))
     step = int(state.step)
     if step >= run.total_steps or regime.stopped:
         return True
@@ -66,7 +68,9 @@ def fit(run: Run, checkpoints: checkpoint.Checkpoints, preemption: checkpoint.Pr
             step += 1
             epoch_ends = step % run.steps_per_epoch == 0
             epoch = run.epochs_done(step)
-            last = step == run.total_steps or preemption.requested is not None
+            # Read once: a signal between two looks would end the run without the save that it announces.
+            preempted = preemption.requested
+            last = step == run.total_steps or preempted is not None
             validates = (epoch_ends and (epoch % config.eval_every_epochs == 0)) or step == run.total_steps
             saves = last or validates or step % config.checkpoint_every_steps == 0
             if step % config.log_every_steps == 0 or saves:
@@ -94,8 +98,8 @@ def fit(run: Run, checkpoints: checkpoint.Checkpoints, preemption: checkpoint.Pr
             if regime.stopped:
                 log.info("early stopping after epoch %d: no better value for %d epochs", epoch, regime.waited_epochs)
                 break
-            if preemption.requested and step < run.total_steps:
-                log.warning("%s: state of step %d saved; run the same command again", preemption.requested, step)
+            if preempted and step < run.total_steps:
+                log.warning("%s: state of step %d saved; run the same command again", preempted, step)
                 return False
     finally:
         for closable in (rows, timing, monitor):
@@ -110,7 +114,8 @@ def check_finite(values: dict[str, float], earlier: int, step: int) -> None:
     if bad:
         raise FloatingPointError(
             f"{', '.join(bad)} became non-finite between steps {earlier + 1} and {step}: lower "
-            "config.optimizer.learning_rate or set config.optimizer.clip_norm, and run the same command again"
+            "config.optimizer.learning_rate or set config.optimizer.clip_norm, and start over with --restart "
+            "or go on from the last checkpoint with --allow_config_changes"
         )
 
 
@@ -152,9 +157,11 @@ def run_training(config: ml_collections.ConfigDict, workdir: Path, restart: bool
         check_config(config, workdir, allow_changes)
         run = assemble(config, workdir)
         checkpoints = checkpoint.Checkpoints(workdir / run_folder.CHECKPOINTS)
-        run_folder.write_text(workdir / run_folder.CONFIG, config_module.to_json(config))
         try:
             if not fit(run, checkpoints, preemption):
+                return PREEMPTED
+            if preemption.requested:
+                log.warning("%s: trained to the end; run the same command again for the test", preemption.requested)
                 return PREEMPTED
             finish(run, checkpoints)
         finally:

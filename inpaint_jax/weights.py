@@ -65,7 +65,8 @@ def load_generator(folder: Path) -> tuple[ml_collections.ConfigDict, dict]:
         flat = safetensors.numpy.load_file(folder / WEIGHTS)
     except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError, safetensors.SafetensorError) as error:
         raise ValueError(f"the generator in {str(folder)!r} is damaged ({error}): copy it anew") from error
-    variables = traverse_util.unflatten_dict(flat, sep="/")
+    # Without batch normalisation there are no statistics, and a file holds no empty collection.
+    variables = {"batch_stats": {}, **traverse_util.unflatten_dict(flat, sep="/")}
     expected = jax.eval_shape(lambda: initial_variables(config))["generator"]
     if jax.tree.map(jnp.shape, variables) != jax.tree.map(jnp.shape, expected):
         raise ValueError(f"the weights in {str(folder)!r} are not of the generator in its {CONFIG}: copy both anew")

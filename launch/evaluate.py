@@ -28,12 +28,13 @@ def _main() -> int:
     from inpaint_jax import data, evaluate, parallel, step, weights
 
     config, variables = weights.load_generator(Path(model))
+    hashes = config_module.hashes(config)
     config.evaluation.test_limit = _LIMIT.value
     source = data.load_folder(Path(images), config.image_size, _FIT.value)
     spread = parallel.make_parallel(config.parallel)
     eval_step = spread.evaluate(step.make_eval_step(config))
     results = {
-        "hashes": config_module.hashes(config),
+        "hashes": hashes,
         "fit": _FIT.value,
         "parameters": sum(x.size for x in jax.tree.leaves(variables["params"])),
         **evaluate.test_phase(config, eval_step, spread, variables, source, Path(out)),

@@ -35,6 +35,7 @@ def config_modules():
         ({"max_steps": 9}, {"config", "group"}),
         ({"parallel": "shard_map"}, {"config", "group"}),
         ({"data__path": "/elsewhere"}, {"config", "group"}),
+        ({"mask__path": "/elsewhere"}, {"config", "group"}),
         ({"data__reader_threads": 7}, {"config", "group"}),
         ({"log_every_steps": 7}, {"config", "group"}),
         ({"sample_every_epochs": 7}, {"config", "group"}),
@@ -50,11 +51,11 @@ def test_hashes_change_with_what_they_stand_for(changes, changed):
 
 
 def test_resumption_names_every_field_that_differs():
-    earlier = tiny()
+    earlier = tiny(optimizer__learning_rate=0.5, losses__cosine__weight=100.0)
     now = tiny(optimizer__learning_rate=0.25, generator__skips=False, data__path="/elsewhere", log_every_steps=9)
     del now.losses.cosine
     lines = config_module.resume_differences(earlier, now)
-    assert "optimizer.learning_rate: 0.0005 -> 0.25" in lines
+    assert "optimizer.learning_rate: 0.5 -> 0.25" in lines
     assert "generator.skips: True -> False" in lines
     assert "losses.cosine.weight: 100.0 -> '(absent)'" in lines
     assert {line.split(":")[0].split(".")[0] for line in lines} == {"optimizer", "generator", "losses"}
@@ -92,6 +93,11 @@ def test_json_gives_the_same_config_back():
         ("data.fit", "stretch"),
         ("task.fill", ""),
         ("task.value_range", (0.0, 255.0)),
+        ("task.value_range", (0.0, 1.0)),
+        ("generator.output", "sigmoid"),
+        ("generator.normalisation", "group"),
+        ("discriminator.normalisation", "layer"),
+        ("generator.refine", -1),
         ("discriminator.sees", "both"),
         ("regime.order", "phased"),
         ("optimizer.schedule", "linear"),

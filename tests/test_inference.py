@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from configs import unet_cosine
-from inpaint_jax import inference, models, task, weights
+from inpaint_jax import fills, inference, models, task, weights
 
 COMMAND = Path(__file__).parents[1] / "launch" / "inpaint.py"
 CONFIG = unet_cosine.get_config("tiny")
@@ -73,9 +73,9 @@ def test_a_picture_without_a_hole_comes_back_as_it_was(inpainter):
 
 def test_native_size_is_the_generators_own_output(folder, inpainter):
     image, mask = example(32, 32)
-    flat = np.array([128, 128, 255]) / 127.5 - 1
-    masked = np.where(mask[..., None] == 1, flat, image / 127.5 - 1)
-    seen = np.concatenate([masked, mask[..., None]], axis=-1).astype(np.float32)[None]
+    hole = mask[None, ..., None].astype(np.float32)
+    masked = fills.harmonic((image / 127.5 - 1).astype(np.float32)[None], hole)
+    seen = np.concatenate([masked, hole], axis=-1)
     _, variables = weights.load_generator(folder)
     output = jax.jit(lambda v, x: models.build_generator(CONFIG).apply(v, x, train=False))(variables, seen)[0]
     difference = inpainter(image, mask).astype(float) - np.where(mask[..., None] == 1, (output + 1) * 127.5, image)

@@ -49,6 +49,9 @@ def test_inputs_are_the_tokens_in_order(tiny_config, example):
     tiny_config.task.inputs = ("masked", "depth")
     with pytest.raises(ValueError, match=r"depth.*masked, mask, mask3, luminance"):
         task.validate_task(tiny_config)
+    tiny_config.task.inputs = ()
+    with pytest.raises(ValueError, match=r"config\.task\.inputs is empty"):
+        task.validate_task(tiny_config)
 
 
 @pytest.mark.parametrize("value_range", RANGES)

@@ -43,14 +43,34 @@ def test_round_trip_from_either_folder(saved):
     assert megabytes >= sum(x.nbytes for x in jax.tree.leaves(variables)) / 1e6
 
 
-def test_scalars_and_transposed_arrays_keep_shape_and_values(tmp_path):
-    matrix = np.arange(6, dtype=np.float32).reshape(2, 3)
-    variables = {"params": {"scale": np.float32(2.5), "turned": matrix.T}}
-    weights.save_generator(tmp_path, variables, unet_cosine.get_config("tiny"))
+@pytest.mark.parametrize("kind", ["instance", "none"])
+def test_round_trip_without_batch_statistics(tmp_path, kind):
+    config = unet_cosine.get_config("tiny")
+    config.generator.normalisation = kind
+    variables = {"batch_stats": {}, **random_variables(config)}
+    weights.save_generator(tmp_path, variables, config)
     _, loaded = weights.load_generator(tmp_path)
-    assert loaded["params"]["scale"].shape == ()
-    np.testing.assert_array_equal(loaded["params"]["scale"], 2.5)
-    np.testing.assert_array_equal(loaded["params"]["turned"], matrix.T)
+    assert jax.tree.structure(loaded) == jax.tree.structure(variables)
+    jax.tree.map(np.testing.assert_array_equal, loaded, variables)
+
+
+def test_transposed_arrays_keep_their_values(saved, tmp_path):
+    _, config, variables, _ = saved
+    turned = jax.tree.map(np.asfortranarray, variables)
+    weights.save_generator(tmp_path / "turned", turned, config)
+    _, loaded = weights.load_generator(tmp_path / "turned")
+    jax.tree.map(np.testing.assert_array_equal, loaded, variables)
+
+
+def test_weights_of_another_generator_are_refused(saved):
+    folder, config, _, _ = saved
+    narrow = config.copy_and_resolve_references()
+    narrow.generator.width = 4
+    other = folder.parent / "narrow"
+    weights.save_generator(other, random_variables(narrow), narrow)
+    (other / weights.CONFIG).write_bytes((folder / weights.CONFIG).read_bytes())
+    with pytest.raises(ValueError, match=r"not of the generator in its config\.json"):
+        weights.load_generator(other)
 
 
 def test_description_says_what_a_user_needs_and_nothing_is_pickled(saved):
