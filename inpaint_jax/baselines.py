@@ -10,9 +10,9 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
+from inpaint_jax.fills import FLAT_NORMAL
+
 MID_GREY = (128, 128, 128)
-# The vector (0, 0, 1), which points out of the surface: 127.5 rounds half up.
-FLAT_NORMAL = (128, 128, 255)
 
 Baseline = Callable[[np.ndarray, np.ndarray], np.ndarray]
 

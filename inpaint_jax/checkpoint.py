@@ -84,7 +84,7 @@ class Checkpoints:
         self._best.save(step, args=ocp.args.StandardSave(_host_copy(variables)), force=True)
 
     def restore(self, template: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """Returns the newest state and its JSON, and drops a best of later steps.
+        """Returns the newest state and its JSON.
 
         Args:
             template: a state of the same structure, arrays or shapes.
@@ -105,10 +105,13 @@ class Checkpoints:
                 f"the checkpoint of step {step} cannot be read into these networks ({str(error).splitlines()[0]}): "
                 "use the config it was made with, or --restart"
             ) from error
-        for newer in [s for s in self._best.all_steps() if s > step]:
-            log.warning("the best checkpoint of step %d is newer than the state of step %d and is dropped", newer, step)
-            self._best.delete(newer)
         return restored["state"], restored["run"]
+
+    def drop_best_after(self, step: int) -> None:
+        """Deletes a best generator of a later step than the state that the run goes on from."""
+        for newer in [s for s in self._best.all_steps() if s > step]:
+            log.warning("the best generator of step %d is newer than the state of step %d and is dropped", newer, step)
+            self._best.delete(newer)
 
     def restore_best(self, template: Any) -> Any:
         """Returns the variables of the best generator."""
@@ -127,19 +130,23 @@ class Checkpoints:
         self._best.close()
 
 
-def run_record(regime: RegimeState, fingerprints: dict[str, str]) -> dict[str, Any]:
-    """Returns the JSON that a checkpoint holds beside the arrays: the regime, and what the data and masks were."""
-    return {"regime": regime.to_json(), "fingerprints": fingerprints}
+def run_record(regime: RegimeState, fingerprints: dict[str, str], epochs: int) -> dict[str, Any]:
+    """Returns the JSON that a checkpoint holds beside the arrays: regime, what data and masks were, epochs wanted."""
+    return {"regime": regime.to_json(), "fingerprints": fingerprints, "epochs": epochs}
 
 
-def check_fingerprints(earlier: dict[str, str], now: dict[str, str]) -> None:
-    """Raises ValueError if data or evaluation masks are not those that the run began with."""
+def check_fingerprints(earlier: dict[str, str], now: dict[str, str], allow_changes: bool) -> None:
+    """Raises ValueError, or warns, if data or evaluation masks are not those that the run began with."""
     changed = [name for name in now if earlier.get(name) != now[name]]
-    if changed:
-        raise ValueError(
-            f"the {' and '.join(changed)} changed since this run began, so it cannot go on exactly: "
-            f"restore them, or start over with --restart ({json.dumps({n: [earlier.get(n), now[n]] for n in changed})})"
-        )
+    if not changed:
+        return
+    message = (
+        f"the {' and '.join(changed)} changed since this run began, so it cannot go on exactly "
+        f"({json.dumps({n: [earlier.get(n), now[n]] for n in changed})})"
+    )
+    if not allow_changes:
+        raise ValueError(f"{message}: restore them, use --restart, or --allow_config_changes to go on all the same")
+    log.warning(message)
 
 
 class Preemption:

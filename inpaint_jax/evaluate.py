@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import shutil
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -50,11 +51,6 @@ def _draw_masks(config: ml_collections.ConfigDict, split: str, count: int) -> ma
         pictures = np.stack([source[(i * 2 + (split == "test")) % len(source)] for i in range(count)])
         return mask_sets.masks_from_pictures(pictures)
     return mask_sets.evaluation_masks(task.mask_spec(config), count, size, size, seed)
-
-
-def limited(count: int, limit: int) -> int:
-    """Returns how many of `count` images a limit leaves; 0 = no limit."""
-    return min(count, limit) if limit else count
 
 
 def evaluate(
@@ -149,7 +145,8 @@ def test_phase(
         images: the test split.
         workdir: the run folder.
     """
-    count = limited(len(images), config.evaluation.test_limit)
+    images = images.chosen(config.evaluation.test_limit)
+    count = len(images)
     mask_set = evaluation_masks(config, "test", count, workdir / run_folder.MASKS)
     masks = mask_set.unpack()
     normal_maps = config.data.kind == "normal_maps"
@@ -188,7 +185,8 @@ def _write_pictures(
     folder: Path,
 ) -> None:
     """Writes `images/` with single files and `samples.png`, which shows Telea's fill beside ours."""
-    (folder / "images").mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder / "images", ignore_errors=True)  # an earlier test may have shown more pictures
+    (folder / "images").mkdir(parents=True)
     telea = baselines.baselines_for(config.data.kind == "normal_maps")["telea"]
     rows, titles = [], []
     for index, row in sorted(pictures.items()):

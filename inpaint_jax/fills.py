@@ -9,6 +9,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+# The vector (0, 0, 1), which points out of the surface: 127.5 rounds half up.
 FLAT_NORMAL = (128, 128, 255)
 SMOOTHING_ROUNDS = 4
 

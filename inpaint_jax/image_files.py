@@ -129,11 +129,12 @@ def with_alpha(image: np.ndarray, alpha: np.ndarray | None) -> np.ndarray:
     return image if alpha is None else np.concatenate([image, alpha[..., None]], axis=-1)
 
 
-def read_mask(path: str | os.PathLike) -> np.ndarray:
+def read_mask(path: str | os.PathLike, size: int = 0) -> np.ndarray:
     """Reads a mask from an image file: white is hole, black is known, anything between goes to the nearer one.
 
     Args:
         path: the file; colours count by their brightness, alpha is dropped.
+        size: height and width to resize it to before the threshold; 0 = as it is.
 
     Returns:
         uint8 (H, W), 1 = hole (brightness of 128 or more), 0 = known.
@@ -141,7 +142,10 @@ def read_mask(path: str | os.PathLike) -> np.ndarray:
     Raises:
         ImageFileError: as for `read_rgb`.
     """
-    return (np.asarray(_read_upright(path).convert("L")) >= MASK_THRESHOLD).astype(np.uint8)
+    grey = _read_upright(path).convert("L")
+    if size:
+        grey = grey.resize((size, size), Image.Resampling.BILINEAR)
+    return (np.asarray(grey) >= MASK_THRESHOLD).astype(np.uint8)
 
 
 def write_png(path: str | os.PathLike, array: np.ndarray) -> None:

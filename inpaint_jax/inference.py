@@ -57,7 +57,7 @@ class Inpainter:
 
         Args:
             image: uint8 (H, W, 3), any size.
-            mask: (H, W), bool or 0 and 1; 1 = hole.
+            mask: (H, W): bool, 0 to 1, or uint8 0 to 255; more than half = hole.
 
         Returns:
             uint8 (H, W, 3).
@@ -70,7 +70,8 @@ class Inpainter:
         if mask.shape != image.shape[:2]:
             raise ValueError(f"the mask has {mask.shape} pixels and the image {image.shape[:2]}: make them equal")
         height, width = mask.shape
-        hole = np.asarray(mask).astype(bool)
+        mask = np.asarray(mask)
+        hole = mask >= 128 if mask.dtype == np.uint8 and mask.max(initial=0) > 1 else mask > 0.5
         if not hole.any():
             return image.copy()
         pad = [(0, max(0, self.size - height)), (0, max(0, self.size - width))]

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from PIL import Image
 
 from inpaint_jax.masks import COLUMNS, RANDOM_BITS, shapes_and_mask, validate_mask_spec
 
@@ -91,20 +90,3 @@ def load_masks(path: str | os.PathLike) -> EvaluationMasks:
     if not masks.id.endswith(_identity_end(packed, masks.height, masks.width)):
         raise ValueError(f"{path} is damaged: its masks do not match its id {masks.id}; delete it and draw it again")
     return masks
-
-
-def read_mask_file(path: str | os.PathLike, height: int, width: int) -> np.ndarray:
-    """Read a mask image (white = hole, alpha ignored), thresholded at 0.5 after resizing, as uint8 (height, width, 1).
-
-    Raises:
-      ValueError: the file is missing or not an image.
-    """
-    try:
-        with Image.open(path) as image:
-            if image.mode.startswith("I"):
-                # Pillow clips 16-bit values when it converts them, which would turn every grey white.
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            grey = image.convert("L").resize((width, height), Image.Resampling.BILINEAR)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} is not a readable mask image ({error}); give a PNG with white holes") from error
-    return (np.asarray(grey) >= 128).astype(np.uint8)[..., None]

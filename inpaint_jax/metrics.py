@@ -29,18 +29,6 @@ METRIC_DIRECTION = {
 }
 
 
-def hole_ratio(mask: jax.Array) -> jax.Array:
-    """Returns the share of each image that is hole.
-
-    Args:
-        mask: float32 (B, H, W, 1), 1 = hole, 0 = known.
-
-    Returns:
-        float32 (B,) in [0, 1].
-    """
-    return jnp.mean(mask, axis=(1, 2, 3))
-
-
 def region_mean(values: jax.Array, region: jax.Array, empty: float) -> jax.Array:
     """Averages a map over the pixels of a region and all channels, image by image.
 

@@ -51,7 +51,7 @@ class Monitor:
         for name, value in values.items():
             self._writer.add_scalar(f"{split}/{name}", value, step)
 
-    def samples(self, step: int, rows: Sequence[Mapping[str, np.ndarray]]) -> Path:
+    def samples(self, step: int, rows: Sequence[Mapping[str, np.ndarray]]) -> None:
         """Writes a labelled grid of masked | output | completed | truth, as a file and to TensorBoard.
 
         Args:
@@ -62,7 +62,6 @@ class Monitor:
         path.parent.mkdir(exist_ok=True)
         image_files.write_png(path, grid)
         self._writer.add_image("samples", grid, step, dataformats="HWC")
-        return path
 
     def epoch_line(self, step: int, epoch: float, epochs: int, values: Mapping[str, float]) -> None:
         """Logs one line of validation numbers with the time left."""

@@ -13,6 +13,7 @@ from inpaint_jax import checkpoint, evaluate, masks, regimes, run_folder, task
 from inpaint_jax import config as config_module
 from inpaint_jax import data as data_module
 from inpaint_jax.data import pipeline
+from inpaint_jax.data.source import ImageSource
 from inpaint_jax.parallel import Parallel, check_divisible, make_parallel
 from inpaint_jax.state import RegimeState, TrainState, create_state
 from inpaint_jax.step import System, make_eval_step, make_system
@@ -30,9 +31,11 @@ class Run:
     """
 
     config: ml_collections.ConfigDict
+    name: str
     workdir: Path
     splits: data_module.Splits
     mask_files: Any
+    val_images: ImageSource
     val_masks: np.ndarray
     fingerprints: dict[str, str]
     steps_per_epoch: int
@@ -45,8 +48,15 @@ class Run:
         """Returns the whole epochs in `step` optimiser steps."""
         return step // self.steps_per_epoch
 
+    def due(self, step: int) -> tuple[bool, bool]:
+        """Returns whether validation and whether a checkpoint is due after `step`; the first epoch is always shown."""
+        epoch_ends, epoch = step % self.steps_per_epoch == 0, self.epochs_done(step)
+        ends = step == self.total_steps
+        validates = ends or (epoch_ends and (epoch == 1 or epoch % self.config.eval_every_epochs == 0))
+        return validates, validates or step % self.config.checkpoint_every_steps == 0
 
-def assemble(config: ml_collections.ConfigDict, workdir: Path) -> Run:
+
+def assemble(config: ml_collections.ConfigDict, name: str, workdir: Path) -> Run:
     """Reads the data and builds the system; fails on anything wrong before the first step.
 
     Raises:
@@ -66,18 +76,19 @@ def assemble(config: ml_collections.ConfigDict, workdir: Path) -> Run:
         mask_files = data_module.load_mask_files(config.mask.path, config.image_size)
     else:
         masks.validate_mask_spec(task.mask_spec(config), config.image_size)
-    val_masks = evaluate.evaluation_masks(
-        config, "val", evaluate.limited(len(splits["val"]), config.evaluation.val_limit), workdir / run_folder.MASKS
-    )
+    val_images = splits["val"].chosen(config.evaluation.val_limit)
+    val_masks = evaluate.evaluation_masks(config, "val", len(val_images), workdir / run_folder.MASKS)
     fingerprints = {f"{name} split": source.fingerprint for name, source in splits.items() if name != "test"}
     fingerprints["validation masks"] = val_masks.id
     if mask_files is not None:
         fingerprints["mask files"] = mask_files.fingerprint
     return Run(
         config=config,
+        name=name,
         workdir=workdir,
         splits=splits,
         mask_files=mask_files,
+        val_images=val_images,
         val_masks=val_masks.unpack(),
         fingerprints=fingerprints,
         steps_per_epoch=steps_per_epoch,
@@ -88,18 +99,27 @@ def assemble(config: ml_collections.ConfigDict, workdir: Path) -> Run:
     )
 
 
-def begin(run: Run, checkpoints: checkpoint.Checkpoints) -> tuple[TrainState, RegimeState]:
-    """Returns the state to go on from: the newest checkpoint's, or a new one; drops rows beyond it."""
+def begin(run: Run, checkpoints: checkpoint.Checkpoints, allow_changes: bool) -> tuple[TrainState, RegimeState]:
+    """Returns the state to go on from: the newest checkpoint's, or a new one; drops what lies beyond it.
+
+    Raises:
+        ValueError: the checkpoint does not fit, or data or masks changed and `allow_changes` is not set.
+    """
     config, workdir = run.config, run.workdir
     if checkpoints.latest_step() is None:
         state, regime = jax.jit(lambda: create_state(config, run.system.optimizers))(), regimes.first_regime(config)
         run_folder.truncate_rows(workdir / run_folder.METRICS, -1)
+        checkpoints.drop_best_after(-1)
         return state, regime
     template = jax.eval_shape(lambda: create_state(config, run.system.optimizers))
     state, record = checkpoints.restore(template)
-    checkpoint.check_fingerprints(record["fingerprints"], run.fingerprints)
+    checkpoint.check_fingerprints(record["fingerprints"], run.fingerprints, allow_changes)
     regime = RegimeState.from_json(record["regime"])
+    if config.epochs > record["epochs"]:
+        # More epochs were asked for: early stopping begins to wait anew.
+        regime = dataclasses.replace(regime, stopped=False, waited_epochs=0)
     step = int(state.step)
+    checkpoints.drop_best_after(step)
     rows = run_folder.truncate_rows(workdir / run_folder.METRICS, step)
     if regime.best_step == step and checkpoints.best_step() != step:
         checkpoints.save_best(step, generator_variables(state))

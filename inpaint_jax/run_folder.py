@@ -11,9 +11,9 @@ from typing import IO, Any
 CONFIG, METRICS, TIMING, LOG = "config.json", "metrics.jsonl", "timing.jsonl", "log.txt"
 CHECKPOINTS, SAMPLES, TENSORBOARD, TEST, GENERATOR = "checkpoints", "samples", "tensorboard", "test", "generator"
 DATA, MASKS = "data", "masks"
-# Everything that the program itself writes; --restart removes these and nothing else. Checkpoints go first and the
-# config last: a kill in between must not leave a run that goes on without a config to compare with.
-OWN = (CHECKPOINTS, METRICS, TIMING, LOG, SAMPLES, TENSORBOARD, TEST, GENERATOR, DATA, MASKS, CONFIG)
+# What --restart removes. Checkpoints go first and the config last: a kill in between must not leave a run that goes on
+# without a config to compare with.
+OWN = (CHECKPOINTS, METRICS, TIMING, LOG, SAMPLES, TENSORBOARD, TEST, GENERATOR, CONFIG)
 
 
 def default_workdir(config_path: str) -> Path:
@@ -22,8 +22,8 @@ def default_workdir(config_path: str) -> Path:
     return Path("runs") / (Path(path).stem + (f"-{arg}" if arg else ""))
 
 
-def prepare(workdir: Path, restart: bool) -> IO[str]:
-    """Makes the folder, takes its lock, and with `restart` removes what an earlier run left.
+def lock(workdir: Path) -> IO[str]:
+    """Makes the folder and takes its lock.
 
     The lock is the operating system's, so that a crash frees it.
 
@@ -35,26 +35,29 @@ def prepare(workdir: Path, restart: bool) -> IO[str]:
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        lock = (workdir / ".lock").open("w")
+        file = (workdir / ".lock").open("w")
     except OSError as error:
         raise ValueError(
             f"the run folder {str(workdir)!r} cannot be written ({error}): choose another --workdir"
         ) from error
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        lock.close()
+        file.close()
         raise ValueError(
             f"another process works in the run folder {str(workdir)!r}: wait for it, or choose another --workdir"
         ) from error
-    if restart:
-        for name in OWN:
-            path = workdir / name
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-    return lock
+    return file
+
+
+def remove_run(workdir: Path) -> None:
+    """Removes what a run wrote, and nothing else; the manifests of checked files and the stored masks stay."""
+    for name in OWN:
+        path = workdir / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

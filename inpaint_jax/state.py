@@ -24,7 +24,7 @@ class TrainState:
         opt: optax state of each parameter group.
         ema_params, ema_stats: moving averages of the generator's; they are evaluated, exported and used.
         lr_scale: factor on the learning rate of each group, float32, changed by rate reactions.
-        guard: counters of skipped updates, int32.
+        guard: counters of skipped updates, in all and in a row, int32.
     """
 
     step: jax.Array
@@ -101,5 +101,5 @@ def create_state(
         ema_params=jax.tree.map(jnp.copy, params["generator"]),
         ema_stats=jax.tree.map(jnp.copy, stats["generator"]),
         lr_scale={group: jnp.float32(1.0) for group in optimizers},
-        guard={"skipped": jnp.int32(0)},
+        guard={"skipped": jnp.int32(0), "skipped_in_a_row": jnp.int32(0)},
     )

@@ -210,8 +210,12 @@ def _update(system: System, state: TrainState, gradients: Tree, stats: Tree) -> 
     new = {"params": params, "opt": opt, "stats": {**state.stats, **stats}}
     old = {"params": state.params, "opt": state.opt, "stats": state.stats}
     kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
-    skipped = state.guard["skipped"] + jnp.where(finite, 0, 1)
-    return state.replace(**kept, guard={**state.guard, "skipped": skipped}), scalars
+    guard = {
+        "skipped": state.guard["skipped"] + jnp.where(finite, 0, 1),
+        "skipped_in_a_row": jnp.where(finite, 0, state.guard["skipped_in_a_row"] + 1),
+    }
+    scalars |= {f"guard/{name}": count.astype(jnp.float32) for name, count in guard.items()}
+    return state.replace(**kept, guard=guard), scalars
 
 
 def _moving_average(config: ml_collections.ConfigDict, state: TrainState) -> TrainState:

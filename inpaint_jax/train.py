@@ -21,149 +21,180 @@ from inpaint_jax.state import RegimeState, TrainState, create_state
 from inpaint_jax.step import make_train_step
 
 FINISHED, PREEMPTED = 0, 75
+SKIPPED_TOO_OFTEN = 20  # steps in a row
 
 log = logging.getLogger("inpaint_jax")
 
 
-def timed(batches: Iterator[dict], waits: list[float]) -> Iterator[dict]:
-    """Passes batches through and adds the seconds spent waiting for each to `waits[0]`."""
-    while True:
-        start = time.perf_counter()
-        batch = next(batches, None)
-        waits[0] += time.perf_counter() - start
-        if batch is None:
-            return
-        yield batch
+class Records:
+    """What a run writes while it trains: metrics rows, timing rows, TensorBoard and the progress bar.
+
+    Rows of metrics hold what is a function of the run alone; times go to the timing rows.
+    """
+
+    def __init__(self, run: Run, step: int):
+        self.monitor = Monitor(run.workdir, step, run.total_steps)
+        self.wait = 0.0  # seconds spent waiting for data since the last timing row
+        self._run = run
+        self._rows = run_folder.RowFile(run.workdir / run_folder.METRICS)
+        self._timing = run_folder.RowFile(run.workdir / run_folder.TIMING)
+        self._mark, self._mark_step = time.perf_counter(), step
+
+    def metrics(self, step: int, split: str, values: dict[str, float]) -> None:
+        """Writes one row and its scalars; a value that is not finite becomes null, which JSON has a word for."""
+        written = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._rows.write([{"step": step, "epoch": step / self._run.steps_per_epoch, "split": split, **written}])
+        self.monitor.scalars(step, split, values)
+
+    def times(self, step: int) -> None:
+        """Writes the pace since the last call."""
+        config, seconds = self._run.config, time.perf_counter() - self._mark
+        images = (step - self._mark_step) * config.batch_size * config.accumulate
+        row = {"step": step, "seconds": seconds, "images": images, "data_wait_s": self.wait}
+        self._timing.write([{**row, "images_per_s": images / seconds}])
+        self.monitor.progress(step, self._run.epochs_done(step), config.epochs, images / seconds)
+        self._mark, self._mark_step, self.wait = time.perf_counter(), step, 0.0
+
+    def commit(self) -> None:
+        """Returns when all rows are on the disk."""
+        self._rows.commit()
+        self._timing.commit()
+
+    def close(self) -> None:
+        """Commits and closes everything."""
+        for closable in (self._rows, self._timing, self.monitor):
+            closable.close()
 
 
-def fit(run: Run, checkpoints: checkpoint.Checkpoints, preemption: checkpoint.Preemption) -> bool:
+def next_batch(batches: Iterator[dict], records: Records) -> dict:
+    """Returns the next batch and counts the seconds spent waiting for it."""
+    start = time.perf_counter()
+    batch = next(batches)
+    records.wait += time.perf_counter() - start
+    return batch
+
+
+def fit(run: Run, checkpoints: checkpoint.Checkpoints, preemption: checkpoint.Preemption, allow_changes: bool) -> bool:
     """Trains to the end of the run; returns False if preempted, the state saved.
 
     Raises:
-        FloatingPointError: a loss became non-finite; the last checkpoint is from before.
+        FloatingPointError: gradients stay non-finite.
     """
     config, parallel = run.config, run.parallel
-    state, regime = begin(run, checkpoints)
+    state, regime = begin(run, checkpoints, allow_changes)
     # Only now: a config that the checkpoint or the data refuse must not replace the one of the run.
     run_folder.write_text(run.workdir / run_folder.CONFIG, config_module.to_json(config))
     step = int(state.step)
-    if step >= run.total_steps or regime.stopped:
-        return True
     train_step = parallel.train(make_train_step(run.system, regime.phase))
     state, frozen = parallel.replicate(state), parallel.replicate({})
-    batch = config.batch_size * config.accumulate
-    waits = [0.0]
     batches = pipeline.train_batches(
-        run.splits["train"], seed=config.seed, batch=batch, start_step=step, stop_step=run.total_steps,
-        threads=config.data.reader_threads, crop=config.image_size if config.data.fit == "crop" else 0,
-        masks=run.mask_files,
+        run.splits["train"], seed=config.seed, batch=config.batch_size * config.accumulate,
+        start_step=step, stop_step=run.total_steps, threads=config.data.reader_threads,
+        crop=config.image_size if config.data.fit == "crop" else 0, masks=run.mask_files,
     )  # fmt: skip
-    monitor = Monitor(run.workdir, step, run.total_steps)
-    rows = run_folder.RowFile(run.workdir / run_folder.METRICS)
-    timing = run_folder.RowFile(run.workdir / run_folder.TIMING)
-    mark, mark_step, logged_step = time.perf_counter(), step, step
+    records = Records(run, step)
     try:
-        for data in timed(batches, waits):
-            state, scalars = train_step(state, frozen, parallel.shard(data))
+        while step < run.total_steps and not regime.stopped:
+            state, scalars = train_step(state, frozen, parallel.shard(next_batch(batches, records)))
             step += 1
-            epoch_ends = step % run.steps_per_epoch == 0
-            epoch = run.epochs_done(step)
             # Read once: a signal between two looks would end the run without the save that it announces.
-            preempted = preemption.requested
-            last = step == run.total_steps or preempted is not None
-            validates = (epoch_ends and (epoch % config.eval_every_epochs == 0)) or step == run.total_steps
-            saves = last or validates or step % config.checkpoint_every_steps == 0
-            if step % config.log_every_steps == 0 or saves:
-                values = {k: float(v) for k, v in parallel.unreplicate(scalars).items()}
-                check_finite(values, logged_step, step)
-                logged_step = step
+            preempted, actions = preemption.requested, ()
+            validates, saves = run.due(step)
+            saves = saves or preempted is not None
             if step % config.log_every_steps == 0:
-                rows.write([{"step": step, "epoch": step / run.steps_per_epoch, "split": "train", **values}])
-                monitor.scalars(step, "train", values)
+                values = {name: float(value) for name, value in parallel.unreplicate(scalars).items()}
+                check_finite(values, step)
+                records.metrics(step, "train", values)
             if validates:
-                regime = validate(run, state, regime, step, rows, monitor)
-            if step % config.log_every_steps == 0 or saves:
-                seconds = time.perf_counter() - mark
-                pace = (step - mark_step) * batch / seconds
-                timing.write([{"step": step, "seconds": seconds, "images_per_s": pace, "data_wait_s": waits[0]}])
-                monitor.progress(step, epoch, config.epochs, pace)
-                mark, mark_step, waits[0] = time.perf_counter(), step, 0.0
+                regime, actions = validate(run, state, regime, step, records)
+            if saves or step % config.log_every_steps == 0:
+                records.times(step)
             if saves:
-                rows.commit()
-                timing.commit()
+                records.commit()
                 host_state = jax.device_get(parallel.unreplicate(state))
-                checkpoints.save(host_state, checkpoint.run_record(regime, run.fingerprints))
-                if regime.best_step == step:
+                checkpoints.save(host_state, checkpoint.run_record(regime, run.fingerprints, config.epochs))
+                if "save_best" in actions:
                     checkpoints.save_best(step, generator_variables(host_state))
-            if regime.stopped:
-                log.info("early stopping after epoch %d: no better value for %d epochs", epoch, regime.waited_epochs)
-                break
+            if "stop" in actions:
+                log.info("early stopping at step %d: no better value for %d epochs", step, regime.waited_epochs)
             if preempted and step < run.total_steps:
                 log.warning("%s: state of step %d saved; run the same command again", preempted, step)
                 return False
     finally:
-        for closable in (rows, timing, monitor):
-            closable.close()
+        records.close()
         checkpoints.wait()
     return True
 
 
-def check_finite(values: dict[str, float], earlier: int, step: int) -> None:
-    """Raises FloatingPointError with the step range if a value of this step is not finite."""
-    bad = sorted(name for name, value in values.items() if not math.isfinite(value))
-    if bad:
+def check_finite(values: dict[str, float], step: int) -> None:
+    """Raises FloatingPointError if updates have been skipped for long: a single bad batch does no harm.
+
+    The count is part of the state, so the answer does not depend on how often anyone looks.
+    """
+    skipped = int(values["guard/skipped_in_a_row"])
+    if skipped >= SKIPPED_TOO_OFTEN:
         raise FloatingPointError(
-            f"{', '.join(bad)} became non-finite between steps {earlier + 1} and {step}: lower "
+            f"the gradients of steps {step - skipped + 1} to {step} were not finite: lower "
             "config.optimizer.learning_rate or set config.optimizer.clip_norm, and start over with --restart "
             "or go on from the last checkpoint with --allow_config_changes"
         )
 
 
 def validate(
-    run: Run, state: TrainState, regime: RegimeState, step: int, rows: run_folder.RowFile, monitor: Monitor
-) -> RegimeState:
+    run: Run, state: TrainState, regime: RegimeState, step: int, records: Records
+) -> tuple[RegimeState, tuple[str, ...]]:
     """Evaluates the moving averages on the validation split, writes its row and samples, and advances the regime."""
     config, epoch = run.config, run.epochs_done(step)
-    shows = epoch in (0, 1) or epoch % config.sample_every_epochs == 0 or step == run.total_steps
+    shows = epoch <= 1 or epoch % config.sample_every_epochs == 0 or step == run.total_steps
     per_image, pictures = evaluate.evaluate(
-        run.eval_step, run.parallel, generator_variables(state), run.splits["val"], run.val_masks,
+        run.eval_step, run.parallel, generator_variables(state), run.val_images, run.val_masks,
         config.evaluation.batch_size, range(config.evaluation.samples) if shows else (),
     )  # fmt: skip
     values = evaluate.means(per_image)
-    rows.write([{"step": step, "epoch": step / run.steps_per_epoch, "split": "val", **values}])
-    monitor.scalars(step, "val", values)
-    monitor.epoch_line(step, step / run.steps_per_epoch, config.epochs, values)
+    records.metrics(step, "val", values)
+    records.monitor.epoch_line(step, step / run.steps_per_epoch, config.epochs, values)
     if pictures:
-        monitor.samples(step, [pictures[i] for i in sorted(pictures)])
-    value = values[config.regime.monitor]
-    regime, _ = regimes.advance(config, regime, step=step, epoch=epoch, value=value)
-    return regime
+        records.monitor.samples(step, [pictures[i] for i in sorted(pictures)])
+    return regimes.advance(config, regime, step=step, epoch=epoch, value=values[config.regime.monitor])
 
 
-def run_training(config: ml_collections.ConfigDict, workdir: Path, restart: bool, allow_changes: bool) -> int:
+def run_training(
+    config: ml_collections.ConfigDict, name: str, workdir: Path, restart: bool, allow_changes: bool
+) -> int:
     """Trains or goes on, then tests; returns the exit code, 0 finished or 75 preempted.
 
     Args:
+        name: of the config, for the results, such as "unet_cosine:quick".
         restart: start over, removing what an earlier run left in the folder.
-        allow_changes: go on even though the config differs in what decides numbers.
+        allow_changes: go on even though config, data or masks differ in what decides numbers.
 
     Raises:
         ValueError: one sentence on what is wrong and how to mend it.
     """
     config_module.validate(config)
-    lock = run_folder.prepare(workdir, restart)
-    command_line.log_to_file(workdir / run_folder.LOG)
-    with lock, checkpoint.Preemption() as preemption:
-        check_config(config, workdir, allow_changes)
-        run = assemble(config, workdir)
+    with run_folder.lock(workdir), checkpoint.Preemption() as preemption:
+        if not restart:
+            check_config(config, workdir, allow_changes)
+        run = assemble(config, name, workdir)
+        if restart:
+            # Not before everything that can be wrong with the new run has been looked at.
+            run_folder.remove_run(workdir)
+        command_line.log_to_file(workdir / run_folder.LOG)
         checkpoints = checkpoint.Checkpoints(workdir / run_folder.CHECKPOINTS)
         try:
-            if not fit(run, checkpoints, preemption):
+            if not fit(run, checkpoints, preemption, allow_changes):
                 return PREEMPTED
             if preemption.requested:
                 log.warning("%s: trained to the end; run the same command again for the test", preemption.requested)
                 return PREEMPTED
             finish(run, checkpoints)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise ValueError(
+                f"out of memory: lower config.batch_size ({config.batch_size}) and raise config.accumulate instead "
+                f"({str(error).splitlines()[0]})"
+            ) from error
         finally:
             checkpoints.close()
     return FINISHED
@@ -171,6 +202,11 @@ def run_training(config: ml_collections.ConfigDict, workdir: Path, restart: bool
 
 def finish(run: Run, checkpoints: checkpoint.Checkpoints) -> None:
     """Exports the best generator, tests it beside the baselines, and writes `test/results.json`."""
+    if checkpoints.best_step() is None:
+        raise ValueError(
+            f"no validation gave a finite {run.config.regime.monitor}, so there is no best generator to test: "
+            "start over with --restart and a lower config.optimizer.learning_rate"
+        )
     template = jax.eval_shape(lambda: generator_variables(create_state(run.config, {})))
     variables = checkpoints.restore_best(template)
     megabytes = weights.save_generator(run.workdir / run_folder.GENERATOR, variables, run.config)
@@ -180,7 +216,7 @@ def finish(run: Run, checkpoints: checkpoint.Checkpoints) -> None:
     steps = checkpoints.latest_step()
     tested = evaluate.test_phase(run.config, run.eval_step, run.parallel, variables, run.splits["test"], run.workdir)
     results = {
-        "config": str(run.workdir.name),
+        "config": run.name,
         "hashes": config_module.hashes(run.config),
         **{name: tested.pop(name) for name in ("dataset", "images", "mask_set")},
         "parameters": sum(x.size for x in jax.tree.leaves(variables["params"])),
@@ -191,7 +227,7 @@ def finish(run: Run, checkpoints: checkpoint.Checkpoints) -> None:
             "best_step": checkpoints.best_step(),
             "epochs": steps / run.steps_per_epoch,
             "seconds": seconds,
-            "images_per_second": steps * run.config.batch_size * run.config.accumulate / max(seconds, 1e-9),
+            "images_per_second": sum(row["images"] for row in timing) / max(seconds, 1e-9),
             "data_wait_share": sum(row["data_wait_s"] for row in timing) / max(seconds, 1e-9),
         },
     }

@@ -24,7 +24,7 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "config file, with :qu
 _WORKDIR = flags.DEFINE_string("workdir", None, "run folder; default runs/<config name>[-<arg>]")
 _RESTART = flags.DEFINE_bool("restart", False, "start over: remove what an earlier run left in the run folder")
 _DESCRIBE = flags.DEFINE_bool("describe", False, "print both networks with parameter counts, and exit")
-_ALLOW = flags.DEFINE_bool("allow_config_changes", False, "go on although the config differs from the run's")
+_ALLOW = flags.DEFINE_bool("allow_config_changes", False, "go on although config, data or masks differ from the run's")
 
 
 def _main() -> int:
@@ -40,7 +40,7 @@ def _main() -> int:
     log.info("run folder %s", workdir)
     from inpaint_jax import train
 
-    return train.run_training(config, workdir, _RESTART.value, _ALLOW.value)
+    return train.run_training(config, Path(path).name, workdir, _RESTART.value, _ALLOW.value)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def checkpoints(tmp_path):
 
 def save(checkpoints: Checkpoints, step: int, best: bool) -> None:
     regime = RegimeState("generator", best=0.1 * step, best_step=step)
-    checkpoints.save(state_of(step), run_record(regime, {"train split": "a"}))
+    checkpoints.save(state_of(step), run_record(regime, {"train split": "a"}, 9))
     if best:
         checkpoints.save_best(step, state_of(step).ema_params)
 
@@ -60,11 +60,14 @@ def test_a_best_of_a_later_step_is_dropped(checkpoints):
     save(checkpoints, 1, best=False)
     checkpoints.save_best(2, state_of(2).ema_params)
     checkpoints.wait()
-    checkpoints.restore(state_of(0))
+    checkpoints.drop_best_after(2)
+    assert checkpoints.best_step() == 2
+    checkpoints.drop_best_after(1)
     assert checkpoints.best_step() is None
 
 
 def test_other_data_is_named():
-    check_fingerprints({"train split": "a", "masks": "b"}, {"train split": "a", "masks": "b"})
+    check_fingerprints({"train split": "a", "masks": "b"}, {"train split": "a", "masks": "b"}, False)
     with pytest.raises(ValueError, match=r"the masks changed since this run began.*--restart"):
-        check_fingerprints({"train split": "a", "masks": "b"}, {"train split": "a", "masks": "c"})
+        check_fingerprints({"train split": "a", "masks": "b"}, {"train split": "a", "masks": "c"}, False)
+    check_fingerprints({"train split": "a", "masks": "b"}, {"train split": "a", "masks": "c"}, True)

@@ -10,6 +10,7 @@ from PIL import Image
 
 from configs import unet_cosine
 from inpaint_jax import data, image_files
+from inpaint_jax.data.source import ImageSource
 
 # Sorted as POSIX paths, which is neither the order of the folders nor that of lower-cased names.
 TREE = ["C/c.JPG", "a.png", "b.webp", "b/c.jpeg", "d/e-f.TIF", "d/e/f.tga", "z.BMP"]
@@ -160,6 +161,23 @@ def test_explicit_folders_are_the_splits(tmp_path):
     write(tmp_path, ["one/a.png", "one/deep/b.png", "two/c.png", "three/d.png", "unused/e.png"])
     splits = data.load_splits(folder_config(tmp_path, split_folders=("one", "two", "three")), 32, tmp_path / "cache")
     assert names_of(splits) == {"train": ["one/a.png", "one/deep/b.png"], "val": ["two/c.png"], "test": ["three/d.png"]}
+
+
+def test_the_same_picture_in_two_explicit_folders_is_refused(tmp_path):
+    write(tmp_path, ["one/a.png", "two/c.png", "three/d.png"])
+    (tmp_path / "three/copy.png").write_bytes((tmp_path / "one/a.png").read_bytes())
+    with pytest.raises(ValueError, match=r"'one/a\.png' and 'three/copy\.png' are the same picture"):
+        data.load_splits(folder_config(tmp_path, split_folders=("one", "two", "three")), 32)
+
+
+def test_a_choice_of_evaluation_pictures_grows_with_its_limit():
+    source = ImageSource([f"{i:03d}" for i in range(40)], lambda i: np.full((2, 2, 3), i, np.uint8), "x")
+    small, large = source.chosen(5), source.chosen(20)
+    assert (len(small), len(large), source.chosen(0), source.chosen(40)) == (5, 20, source, source)
+    assert set(small.names) < set(large.names)
+    assert max(map(int, large.names)) >= 20
+    assert [int(small[i][0, 0, 0]) for i in range(5)] == [int(name) for name in small.names]
+    assert small.fingerprint != source.fingerprint
 
 
 def test_limit_takes_fewer_training_pictures_and_leaves_the_other_splits(tmp_path):

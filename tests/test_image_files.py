@@ -272,3 +272,11 @@ def test_grid_refuses_rows_that_do_not_match():
         image_files.picture_grid([], ["a"])
     with pytest.raises(ValueError, match="give uint8"):
         image_files.picture_grid([[picture[..., 0]]], ["a"])
+
+
+def test_masks_are_thresholded_after_resizing(tmp_path):
+    path = tmp_path / "hole.png"
+    Image.fromarray(np.asarray([[0, 0, 255, 255]] * 4, np.uint8)).save(path)
+    large = image_files.read_mask(path, 10)
+    assert (large.shape, large.dtype) == ((10, 10), np.uint8)
+    np.testing.assert_array_equal(large, [[0] * 5 + [1] * 5] * 10)

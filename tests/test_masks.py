@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
-from inpaint_jax.mask_sets import evaluation_masks, load_masks, read_mask_file, save_masks
+from inpaint_jax.mask_sets import evaluation_masks, load_masks, save_masks
 from inpaint_jax.masks import MASK_DEFAULTS, MASKS, band, dilate, draw_mask, rasterise, validate_mask_spec
 
 FAMILIES = sorted(MASKS)
@@ -204,23 +203,6 @@ def test_stored_masks_come_back_and_damage_is_noticed(tmp_path):
     np.savez(path, id=masks.id, shapes=masks.shapes, packed=masks.packed ^ 1, size=[17, 23])
     with pytest.raises(ValueError, match=r"masks\.npz is damaged: its masks do not match its id"):
         load_masks(path)
-
-
-def test_mask_files_are_thresholded_at_one_half(tmp_path):
-    path = tmp_path / "hole.png"
-    levels = np.asarray([[0, 127, 128, 255]], np.uint8)
-    expected = np.asarray([0, 0, 1, 1])[None, :, None]
-    transparent = np.stack([levels] * 3 + [np.zeros_like(levels)], axis=-1)
-    for stored in (levels, transparent, levels.astype(np.uint16) * 256 + 255):
-        Image.fromarray(stored).save(path)
-        np.testing.assert_array_equal(read_mask_file(path, 1, 4), expected)
-    Image.fromarray(np.repeat(np.asarray([[0, 255]], np.uint8), 2, axis=0)).save(path)
-    large = read_mask_file(path, 6, 10)
-    assert (large.shape, large.dtype) == ((6, 10, 1), np.uint8)
-    np.testing.assert_array_equal(large[:, :, 0], [[0] * 5 + [1] * 5] * 6)
-    path.write_text("no image")
-    with pytest.raises(ValueError, match=r"hole\.png is not a readable mask image"):
-        read_mask_file(path, 4, 4)
 
 
 def test_dilate_and_band_match_opencv():

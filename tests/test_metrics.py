@@ -190,12 +190,6 @@ def test_photographs_have_no_angular_error_and_directions_cover_every_metric():
     assert "angular_error_deg_hole" not in names
 
 
-def test_hole_ratio_counts_each_image_by_itself():
-    mask = np.zeros((2, 4, 5, 1), np.float32)
-    mask[1, :2] = 1
-    np.testing.assert_allclose(metrics.hole_ratio(mask), [0, 0.5])
-
-
 def test_images_below_the_window_are_refused_with_their_size():
     small = np.zeros((1, 10, 16, 3), np.float32)
     with pytest.raises(ValueError, match="11x11 pixels, but these are 10x16"):

@@ -14,7 +14,7 @@ HOLD_LOCK = """
 import sys, time
 from pathlib import Path
 from inpaint_jax import run_folder
-lock = run_folder.prepare(Path(sys.argv[1]), False)
+lock = run_folder.lock(Path(sys.argv[1]))
 print("held", flush=True)
 time.sleep(60)
 """
@@ -34,9 +34,9 @@ def test_default_name_comes_from_the_config_and_its_argument(given, name):
 
 def test_a_second_opener_is_refused_until_the_first_closes(tmp_path):
     folder = tmp_path / "deep" / "run"
-    with run_folder.prepare(folder, False), pytest.raises(ValueError, match=r"another process.*deep/run.*--workdir"):
-        run_folder.prepare(folder, True)
-    run_folder.prepare(folder, False).close()
+    with run_folder.lock(folder), pytest.raises(ValueError, match=r"another process.*deep/run.*--workdir"):
+        run_folder.lock(folder)
+    run_folder.lock(folder).close()
 
 
 def test_a_killed_process_frees_the_lock(tmp_path):
@@ -44,16 +44,16 @@ def test_a_killed_process_frees_the_lock(tmp_path):
         try:
             assert holder.stdout.readline() == "held\n"
             with pytest.raises(ValueError, match="another process"):
-                run_folder.prepare(tmp_path, False)
+                run_folder.lock(tmp_path)
         finally:
             holder.kill()
-    run_folder.prepare(tmp_path, False).close()
+    run_folder.lock(tmp_path).close()
 
 
 def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"file/run' cannot be written.*--workdir"):
-        run_folder.prepare(tmp_path / "file" / "run", False)
+        run_folder.lock(tmp_path / "file" / "run")
 
 
 def test_restart_removes_its_own_files_and_nothing_else(tmp_path):
@@ -62,9 +62,9 @@ def test_restart_removes_its_own_files_and_nothing_else(tmp_path):
         run_folder.write_text(run / name, name)
     run_folder.write_text(outside / "kept", "kept")
     (run / run_folder.GENERATOR).symlink_to(outside, target_is_directory=True)
-    run_folder.prepare(run, False).close()
+    run_folder.lock(run).close()
     assert (run / "metrics.jsonl").exists()
-    run_folder.prepare(run, True).close()
+    run_folder.remove_run(run)
     assert {path.name for path in run.iterdir() if not path.name.startswith(".")} == {"notes.md", "test.txt"}
     assert (outside / "kept").read_text() == "kept"
 

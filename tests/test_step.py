@@ -205,7 +205,14 @@ def test_gradients_that_are_not_finite_skip_the_update(joint, batch):
     new, _ = everything(poisoned, batch)["step"]
     for before, after in ((poisoned.params, new.params), (poisoned.opt, new.opt), (poisoned.stats, new.stats)):
         jax.tree.map(np.testing.assert_array_equal, after, before)
-    assert (int(new.step), int(new.guard["skipped"])) == (8, 1)
+    assert int(new.step) == 8
+    assert new.guard == {"skipped": 1, "skipped_in_a_row": 1}
+    again, scalars = everything(jax.tree.map(np.array, new), batch)["step"]
+    assert again.guard == {"skipped": 2, "skipped_in_a_row": 2}
+    assert scalars["guard/skipped_in_a_row"] == 2
+    again.params["discriminator"]["conv0"]["kernel"] = state.params["discriminator"]["conv0"]["kernel"]
+    mended, _ = everything(jax.tree.map(np.array, again), batch)["step"]
+    assert mended.guard == {"skipped": 2, "skipped_in_a_row": 0}
 
 
 def test_sequential_trains_the_discriminator_first_and_the_generator_against_the_new_one(make_state, batch):
@@ -287,7 +294,7 @@ def test_groups_without_gradients_keep_parameters_optimiser_state_and_count(tiny
             "generator/rest": jnp.float32(1.0),
             "discriminator": jnp.float32(1),
         },
-        guard={"skipped": jnp.int32(0)},
+        guard={"skipped": jnp.int32(0), "skipped_in_a_row": jnp.int32(0)},
     )
     system = step.System(tiny_config, None, None, optimizers)
     judged, _ = step._update(system, state, {"discriminator": params["discriminator"]}, {"discriminator": {}})

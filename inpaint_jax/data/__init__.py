@@ -58,6 +58,7 @@ def _folder(config: ml_collections.ConfigDict, size: int, cache: Path | None) ->
             part = folder.read_manifest(root, names, cache and cache / f"manifest_{len(names_by_split)}.json", 8)
             names_by_split.append(folder.usable(part, smallest, config.skip_bad))
             manifest.update(part)
+        _refuse_shared(names_by_split, manifest)
     else:
         manifest = folder.read_manifest(root, folder.find_images(root), cache and cache / "manifest.json", 8)
         names = folder.usable(manifest, smallest, config.skip_bad)
@@ -77,6 +78,16 @@ def _folder(config: ml_collections.ConfigDict, size: int, cache: Path | None) ->
             config.cache_megabytes << 20,
         )
     return result
+
+
+def _refuse_shared(names_by_split: list[list[str]], manifest: dict[str, dict]) -> None:
+    """Raises ValueError if a picture's content lies in two splits: the test would be of pictures trained on."""
+    first: dict[str, tuple[int, str]] = {}
+    for split, names in enumerate(names_by_split):
+        for name in names:
+            earlier, twin = first.setdefault(manifest[name]["hash"], (split, name))
+            if earlier != split:
+                raise ValueError(f"config.data.split_folders: {twin!r} and {name!r} are the same picture: remove one")
 
 
 def _assign(config: ml_collections.ConfigDict, groups: list[str]) -> list[list[int]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from inpaint_jax import image_files, mask_sets
+from inpaint_jax import image_files
 
 log = logging.getLogger("inpaint_jax")
 
@@ -123,4 +123,4 @@ def loader(root: Path, names: Sequence[str], size: int, fit: str) -> Callable[[i
 
 def mask_loader(root: Path, names: Sequence[str], size: int) -> Callable[[int], np.ndarray]:
     """Returns index -> uint8 (size, size, 1) of 0 and 1, white = hole, thresholded after resizing."""
-    return lambda index: mask_sets.read_mask_file(root / names[index], size, size)
+    return lambda index: image_files.read_mask(root / names[index], size)[..., None]

@@ -1,6 +1,6 @@
 """The grain pipeline: batch = f(seed, step), so that a restart at any step sees what the first run would have seen."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import grain
 import numpy as np
@@ -75,22 +75,18 @@ def random_window(image: np.ndarray, size: int, seed: int, slot: int) -> np.ndar
     return image[top : top + size, left : left + size]
 
 
-def evaluation_batches(
-    images: ImageSource, masks: np.ndarray, batch: int, indices: Sequence[int] | None = None
-) -> Iterator[dict[str, np.ndarray]]:
+def evaluation_batches(images: ImageSource, masks: np.ndarray, batch: int) -> Iterator[dict[str, np.ndarray]]:
     """Yields all examples in order, the last batch padded by repeating its first example at weight 0.
 
     Args:
         images: pictures, uint8 (H, W, 3) each.
         masks: uint8 (N, H, W, 1), mask i belongs to picture i.
-        indices: which pictures; None = as many as there are masks.
 
     Yields:
         {image: uint8 (batch, H, W, 3), mask: uint8 (batch, H, W, 1), weight: float32 (batch,), index: int32 (batch,)}.
     """
-    indices = range(len(masks)) if indices is None else indices
-    for start in range(0, len(indices), batch):
-        real = list(indices[start : start + batch])
+    for start in range(0, len(masks), batch):
+        real = list(range(start, min(start + batch, len(masks))))
         padded = real + real[:1] * (batch - len(real))
         yield {
             "image": np.stack([images[i] for i in padded]),

@@ -1,5 +1,6 @@
 """An image source: a fixed sequence of uint8 pictures with names, and a bounded memory of decoded ones."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -23,6 +24,16 @@ class ImageSource:
     cache_bytes: int = 0
     _kept: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
 
+    def chosen(self, limit: int) -> "ImageSource":
+        """Returns the source of at most `limit` pictures, spread evenly over the names; 0 = all of them."""
+        if not limit or limit >= len(self):
+            return self
+        # By the hash of the name: the first of a sorted list could all come from one folder.
+        order = sorted(range(len(self)), key=lambda i: hashlib.sha256(str(self.names[i]).encode()).digest())
+        kept = sorted(order[:limit])
+        names = [self.names[i] for i in kept]
+        return ImageSource(names, lambda i: self[kept[i]], f"{self.fingerprint}-{limit}")
+
     def __len__(self) -> int:
         return len(self.names)
 
@@ -32,7 +43,7 @@ class ImageSource:
         if (kept := self._kept.get(index)) is not None:
             return kept
         image = self.load(index)
-        # All or nothing: a part kept of a larger set would make the pace of an epoch uneven.
+        # All or nothing where pictures are of one size: a part kept would make the pace of an epoch uneven.
         if image.nbytes * len(self) <= self.cache_bytes:
             self._kept[index] = image
         return image
