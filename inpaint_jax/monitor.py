@@ -70,6 +70,10 @@ class Monitor:
         numbers = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         log.info("epoch %g/%d  step %d/%d  %s  (%.0f s left)", epoch, epochs, step, self._total, numbers, left)
 
+    def flush(self) -> None:
+        """Returns when TensorBoard's files hold everything: a kill later must not lose what a checkpoint covers."""
+        self._writer.flush()
+
     def close(self) -> None:
         """Stops the bar and flushes TensorBoard."""
         self._bar.stop()

@@ -56,9 +56,10 @@ class Records:
         self._mark, self._mark_step, self.wait = time.perf_counter(), step, 0.0
 
     def commit(self) -> None:
-        """Returns when all rows are on the disk."""
+        """Returns when all rows are on the disk, and what TensorBoard shows in its files."""
         self._rows.commit()
         self._timing.commit()
+        self.monitor.flush()
 
     def close(self) -> None:
         """Commits and closes everything."""
