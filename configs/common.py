@@ -32,81 +32,121 @@ def base() -> ml_collections.ConfigDict:
     c.ema_decay = 0.999  # moving average of generator weights, per step, with a warmup; 0 = off
     c.parallel = "pmap"  # pmap | shard_map
     c.deterministic = False  # True: deterministic GPU kernels (slower), needed for bit-identical resumption on GPUs
+    c.data = _data()
+    c.mask = _mask()
+    c.task = _task()
+    c.generator = _generator()
+    c.discriminator = _discriminator()
+    c.losses = ml_collections.ConfigDict()  # name: loss_term(...)
+    c.regime = _regime()
+    c.optimizer = _optimizer()
+    c.evaluation = _evaluation()
+    return c
 
-    c.data = ml_collections.ConfigDict()
-    c.data.source = "procedural_normals"  # procedural_normals | folder | tfds
-    c.data.path = ""  # folder: root of the image tree; tfds: the data_dir; "" = INPAINT_DATA_DIR/<name> for a folder
-    c.data.name = ""  # a folder below INPAINT_DATA_DIR, or the name of a TFDS data set
-    c.data.kind = "normal_maps"  # normal_maps | photographs: which metrics, baselines and augmentations apply
-    c.data.normal_y = "up"  # which way the green channel of a normal map points: up (OpenGL) | down (DirectX) | mixed
-    c.data.fit = "resize"  # resize (centre square, then scale) | crop (native resolution; random in training)
-    c.data.limit = 0  # use only so many training examples (the first by hash); 0 = all
-    c.data.split_counts = (0, 0, 0)  # exact sizes of train, val, test; zeros = split_fractions decide
-    c.data.split_fractions = (0.8, 0.1, 0.1)  # thresholds on the hash of each picture's group
-    c.data.split_folders = ("", "", "")  # explicit folders below the path for train, val, test
-    c.data.group_pattern = ""  # regular expression on the file name; equal first groups stay in one split
-    c.data.skip_bad = 0  # so many unreadable files are left out with a warning; one more is an error
-    c.data.reader_threads = 2  # threads that decode or render examples
-    c.data.cache_megabytes = 2048  # decoded training pictures are kept in memory up to this size; 0 = decode each time
-    c.data.augment = True  # random flips and quarter turns on the device
 
-    c.mask = ml_collections.ConfigDict()
-    c.mask.name = "lines"  # lines | squares | freeform | mixture | files
-    c.mask.path = ""  # files: root of a tree of mask pictures, white = hole
-    c.mask.ratio = (0.03, 0.4)  # hole pixels / all pixels, bounds of one drawn mask
-    c.mask.evaluation_seed = 1  # of the stored evaluation masks; the training seed does not touch them
+def _data() -> ml_collections.ConfigDict:
+    """Where pictures come from and how they are read."""
+    c = ml_collections.ConfigDict()
+    c.source = "procedural_normals"  # procedural_normals | folder | tfds
+    c.path = ""  # folder: root of the image tree; tfds: the data_dir; "" = INPAINT_DATA_DIR/<name> for a folder
+    c.name = ""  # a folder below INPAINT_DATA_DIR, or the name of a TFDS data set
+    c.kind = "normal_maps"  # normal_maps | photographs: which metrics, baselines and augmentations apply
+    c.normal_y = "up"  # which way the green channel of a normal map points: up (OpenGL) | down (DirectX) | mixed
+    c.fit = "resize"  # resize (centre square, then scale) | crop (native resolution; random in training)
+    c.limit = 0  # use only so many training examples (the first by hash); 0 = all
+    c.procedural_counts = (20000, 512, 640)  # procedural_normals: maps of train, val, test
+    c.split_counts = (0, 0, 0)  # exact sizes of train, val, test; zeros = split_fractions (procedural_counts) decide
+    c.split_fractions = (0.8, 0.1, 0.1)  # thresholds on the hash of each picture's group
+    c.split_folders = ("", "", "")  # explicit folders below the path for train, val, test
+    c.group_pattern = ""  # regular expression on the file name; equal first groups stay in one split
+    c.skip_bad = 0  # so many unreadable files are left out with a warning; one more is an error
+    c.reader_threads = 2  # threads that decode or render examples
+    c.cache_megabytes = 2048  # decoded training pictures are kept in memory up to this size; 0 = decode each time
+    c.augment = True  # random flips and quarter turns on the device
+    return c
+
+
+def _mask() -> ml_collections.ConfigDict:
+    """What the holes look like."""
+    c = ml_collections.ConfigDict()
+    c.name = "lines"  # lines | squares | freeform | mixture | files
+    c.path = ""  # files: root of a tree of mask pictures, white = hole
+    c.ratio = (0.03, 0.4)  # hole pixels / all pixels, bounds of one drawn mask
+    c.evaluation_seed = 1  # of the stored evaluation masks; the training seed does not touch them
     # Bounds are (low, high); lengths are fractions of the image side.
-    c.mask.lines = ml_collections.ConfigDict({"number": (4, 16), "length": (0.2, 0.9), "thickness": (0.015, 0.085)})
-    c.mask.squares = ml_collections.ConfigDict({"number": (1, 1), "size": (0.2, 0.5), "margin": 0.0, "positions": ()})
-    c.mask.freeform = ml_collections.ConfigDict(
+    c.lines = ml_collections.ConfigDict({"number": (4, 16), "length": (0.2, 0.9), "thickness": (0.015, 0.085)})
+    c.squares = ml_collections.ConfigDict({"number": (1, 1), "size": (0.2, 0.5), "margin": 0.0, "positions": ()})
+    c.freeform = ml_collections.ConfigDict(
         {"number": (1, 4), "segments": (3, 8), "turn": (40, 96), "length": (0.06, 0.3), "thickness": (0.04, 0.11)}
     )
-    c.mask.mixture = ml_collections.ConfigDict({"weights": {"lines": 2.0, "squares": 1.0, "freeform": 2.0}})
+    c.mixture = ml_collections.ConfigDict({"weights": {"lines": 2.0, "squares": 1.0, "freeform": 2.0}})
+    return c
 
-    c.task = ml_collections.ConfigDict()
-    c.task.inputs = ("masked", "mask")  # what the generator sees, from: masked, mask, mask3, luminance
-    c.task.fill = "zero"  # what holes of the masked input hold: zero | mean | flat_normal | harmonic
-    c.task.value_range = (-1.0, 1.0)  # of images inside the networks: (-1, 1) or (0, 1)
 
-    c.generator = ml_collections.ConfigDict()
-    c.generator.name = "unet"
-    c.generator.width = 64  # features of the outermost level
-    c.generator.skips = True  # False: bowtie
-    c.generator.normalisation = "batch"  # batch | instance | none
-    c.generator.refine = 0  # features of a last full-resolution level that sees the input again; 0 = as published
-    c.generator.residual = False  # the network's answer is added to the masked input, filled as task.fill says
-    c.generator.output = "unit"  # unit (tanh, then L2 over channels) | tanh
+def _task() -> ml_collections.ConfigDict:
+    """What the networks see."""
+    c = ml_collections.ConfigDict()
+    c.inputs = ("masked", "mask")  # what the generator sees, from: masked, mask, mask3, luminance
+    c.fill = "zero"  # what holes of the masked input hold: zero | mean | flat_normal | harmonic
+    c.value_range = (-1.0, 1.0)  # of images inside the networks: (-1, 1) or (0, 1)
+    return c
 
-    c.discriminator = ml_collections.ConfigDict()
-    c.discriminator.name = "patchgan"  # patchgan | none (generator only)
-    c.discriminator.width = 64  # features of the first layer
-    c.discriminator.normalisation = "batch"  # batch | instance | none
-    c.discriminator.sees = "completed"  # completed (known pixels from the original) | output (the raw output)
-    c.discriminator.condition = "none"  # none | input: the generator's input beside the image
 
-    c.losses = ml_collections.ConfigDict()  # name: loss_term(...)
+def _generator() -> ml_collections.ConfigDict:
+    """The network that fills."""
+    c = ml_collections.ConfigDict()
+    c.name = "unet"
+    c.width = 64  # features of the outermost level
+    c.skips = True  # False: bowtie
+    c.normalisation = "batch"  # batch | instance | none
+    c.refine = 0  # features of a last full-resolution level that sees the input again; 0 = as published
+    c.residual = False  # the network's answer is added to the masked input, filled as task.fill says
+    c.output = "unit"  # unit (tanh, then L2 over channels) | tanh
+    return c
 
-    c.regime = ml_collections.ConfigDict()
-    c.regime.order = "simultaneous"  # simultaneous | sequential (D first, then G against the new D)
-    c.regime.monitor = "angular_error_deg_hole"  # validation metric that decides the best checkpoint
 
-    c.optimizer = ml_collections.ConfigDict()
-    c.optimizer.name = "adam"  # adam | sgd | rmsprop | adagrad
-    c.optimizer.learning_rate = 1e-4  # of the generator, at the top of the schedule
-    c.optimizer.discriminator_rate_ratio = 1.0  # the discriminator's learning rate / the generator's
-    c.optimizer.b1 = 0.9
-    c.optimizer.b2 = 0.999
-    c.optimizer.epsilon = 1e-8
-    c.optimizer.clip_norm = 0.0  # global gradient norm per parameter group; 0 = no clipping
-    c.optimizer.schedule = "constant"  # constant | cosine
-    c.optimizer.warmup_fraction = 0.0  # share of the run with a linearly rising rate
-    c.optimizer.final_fraction = 0.0  # cosine: rate at the end / rate at the top
+def _discriminator() -> ml_collections.ConfigDict:
+    """The network that judges."""
+    c = ml_collections.ConfigDict()
+    c.name = "patchgan"  # patchgan | none (generator only)
+    c.width = 64  # features of the first layer
+    c.normalisation = "batch"  # batch | instance | none
+    c.sees = "completed"  # completed (known pixels from the original) | output (the raw output)
+    c.condition = "none"  # none | input: the generator's input beside the image
+    return c
 
-    c.evaluation = ml_collections.ConfigDict()
-    c.evaluation.batch_size = 32  # examples; a smaller last batch is padded with weight 0
-    c.evaluation.samples = 8  # fixed validation images in a sample grid
-    c.evaluation.val_limit = 512  # validate on at most so many images; 0 = all
-    c.evaluation.test_limit = 0  # test on at most so many images; 0 = all
+
+def _regime() -> ml_collections.ConfigDict:
+    """When which network is trained."""
+    c = ml_collections.ConfigDict()
+    c.order = "simultaneous"  # simultaneous | sequential (D first, then G against the new D)
+    c.monitor = "angular_error_deg_hole"  # validation metric that decides the best checkpoint
+    return c
+
+
+def _optimizer() -> ml_collections.ConfigDict:
+    """How parameters move."""
+    c = ml_collections.ConfigDict()
+    c.name = "adam"  # adam | sgd | rmsprop | adagrad
+    c.learning_rate = 1e-4  # of the generator, at the top of the schedule
+    c.discriminator_rate_ratio = 1.0  # the discriminator's learning rate / the generator's
+    c.b1 = 0.9
+    c.b2 = 0.999
+    c.epsilon = 1e-8
+    c.clip_norm = 0.0  # global gradient norm per parameter group; 0 = no clipping
+    c.schedule = "constant"  # constant | cosine
+    c.warmup_fraction = 0.0  # share of the run with a linearly rising rate
+    c.final_fraction = 0.0  # cosine: rate at the end / rate at the top
+    return c
+
+
+def _evaluation() -> ml_collections.ConfigDict:
+    """How validation and the test are run."""
+    c = ml_collections.ConfigDict()
+    c.batch_size = 32  # examples; a smaller last batch is padded with weight 0
+    c.samples = 8  # fixed validation images in a sample grid
+    c.val_limit = 512  # validate on at most so many images; 0 = all
+    c.test_limit = 0  # test on at most so many images; 0 = all
     return c
 
 
@@ -142,6 +182,7 @@ def tiny(config: ml_collections.ConfigDict) -> None:
     config.discriminator.width = 8
     config.data.source = "procedural_normals"
     config.data.path = config.data.name = ""
-    config.data.split_counts = (18, 6, 6)
+    config.data.procedural_counts = (18, 6, 6)
+    config.data.split_counts = (0, 0, 0)
     config.evaluation.batch_size = 4
     config.evaluation.samples = 2

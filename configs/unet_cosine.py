@@ -18,7 +18,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c = common.base()
     c.epochs = 60
     c.data.normal_y = "mixed"
-    c.data.split_counts = (20000, 512, 640)
     c.losses.cosine = common.loss_term("cosine", 20.0)
     c.losses.distance = common.loss_term("vector_distance", 20.0)
     c.losses.adversarial = common.loss_term("adversarial", 0.1)
@@ -40,6 +39,6 @@ def quick(c: ml_collections.ConfigDict) -> None:
     c.generator.width = 24
     c.generator.refine = 8
     c.discriminator.width = 8
-    c.data.split_counts = (4000, 256, 256)
+    c.data.procedural_counts = (4000, 256, 256)
     c.evaluation.val_limit = 128
     c.sample_every_epochs = 3

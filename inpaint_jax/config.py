@@ -46,7 +46,12 @@ _NOT_NEGATIVE = (
     *("data.cache_megabytes", "evaluation.samples", "evaluation.val_limit", "evaluation.test_limit"),
 )
 # One value for each of train, val and test.
-_PER_SPLIT = {"data.split_counts": (int,), "data.split_fractions": (int, float), "data.split_folders": (str,)}
+_PER_SPLIT = {
+    "data.split_counts": (int,),
+    "data.procedural_counts": (int,),
+    "data.split_fractions": (int, float),
+    "data.split_folders": (str,),
+}
 
 
 def flatten(config: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -21,9 +21,10 @@ def _fingerprint(*parts: object) -> str:
 
 
 def _procedural(config: ml_collections.ConfigDict, size: int, cache: Path | None) -> Splits:
-    counts = tuple(config.split_counts)
+    field = "split_counts" if any(config.split_counts) else "procedural_counts"
+    counts = tuple(config[field])
     if min(counts) < 1:
-        raise ValueError(f"config.data.split_counts = {counts}: procedural_normals needs the size of each split")
+        raise ValueError(f"config.data.{field} = {counts}: each split needs at least one map")
     if config.kind != "normal_maps":
         raise ValueError(f"config.data.kind = {config.kind!r}: the source procedural_normals holds normal_maps")
     # Splits lie far apart in the index space, so that a larger training split never runs into the others.
