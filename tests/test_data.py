@@ -224,7 +224,9 @@ def test_embedded_maps_have_disjoint_splits_that_do_not_move():
     assert [len(source) for source in limited.values()] == [5, 7, 6]
 
 
-@pytest.mark.parametrize("changes", [{"split_counts": (5, 0, 1)}, {"procedural_counts": (5, 0, 1)}, {"kind": "photographs"}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{"split_counts": (5, 0, 1)}, {"procedural_counts": (5, 0, 1)}, {"kind": "photographs"}], ids=str
+)
 def test_embedded_maps_refuse_what_they_cannot_be(changes):
     config = unet_cosine.get_config("tiny").data
     config.update(changes)
