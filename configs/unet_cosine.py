@@ -1,6 +1,6 @@
 """The flagship: a U-Net that fills irregular line holes in normal maps, trained to be good, not to be faithful.
 
-    python launch/main.py --config configs/unet_cosine.py          # the full run: made for a GPU, nobody has timed it yet
+    python launch/main.py --config configs/unet_cosine.py          # the full run, made for a GPU
     python launch/main.py --config configs/unet_cosine.py:quick    # three minutes on two CPU cores, test included
     python launch/main.py --config configs/unet_cosine.py --config.dtype=bfloat16   # on a GPU or TPU
     python launch/main.py --config configs/unet_cosine.py --config.data.source=folder --config.data.path=my_maps
