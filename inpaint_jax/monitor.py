@@ -64,11 +64,12 @@ class Monitor:
         self._writer.add_image("samples", grid, step, dataformats="HWC")
 
     def epoch_line(self, step: int, epoch: float, epochs: int, values: Mapping[str, float]) -> None:
-        """Logs one line of validation numbers with the time left."""
+        """Logs one line of validation numbers inside the hole, with the time left."""
         elapsed = time.monotonic() - self._started
         left = elapsed / max(1, step - self._first) * (self._total - step)
-        numbers = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-        log.info("epoch %g/%d  step %d/%d  %s  (%.0f s left)", epoch, epochs, step, self._total, numbers, left)
+        inside = {name: value for name, value in values.items() if name.endswith("_hole")}
+        numbers = "  ".join(f"{name.split('_')[0]} {value:.4g}" for name, value in inside.items())
+        log.info("epoch %g/%d  step %d/%d  hole: %s  %.0f s left", epoch, epochs, step, self._total, numbers, left)
 
     def flush(self) -> None:
         """Returns when TensorBoard's files hold everything: a kill later must not lose what a checkpoint covers."""
