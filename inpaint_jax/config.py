@@ -54,6 +54,21 @@ _PER_SPLIT = {
 }
 
 
+# Inclusive bounds; what is not finite is refused everywhere.
+_RANGES = {
+    "optimizer.learning_rate": (0.0, 1e3),
+    "optimizer.discriminator_rate_ratio": (0.0, 1e6),
+    "optimizer.b1": (0.0, 0.9999999),
+    "optimizer.b2": (0.0, 0.9999999),
+    "optimizer.epsilon": (0.0, 1.0),
+    "optimizer.clip_norm": (0.0, 1e9),
+    "optimizer.warmup_fraction": (0.0, 1.0),
+    "optimizer.final_fraction": (0.0, 1.0),
+    "ema_decay": (0.0, 0.9999999),
+}
+LOSS_FIELDS = {"fn", "weight", "on", "region", "view"}
+
+
 def flatten(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """Returns `{dotted key: plain value}`, sorted by key; tuples become lists, as JSON would store them."""
     flat = {}
@@ -110,8 +125,8 @@ def resume_differences(earlier: ml_collections.ConfigDict, now: ml_collections.C
     ]
     if now.epochs < earlier.epochs:
         lines.append(f"epochs: {earlier.epochs} -> {now.epochs} (may only grow)")
-    if earlier.max_steps and 0 < now.max_steps < earlier.max_steps:
-        lines.append(f"max_steps: {earlier.max_steps} -> {now.max_steps} (may only grow)")
+    if now.max_steps and not 0 < earlier.max_steps <= now.max_steps:
+        lines.append(f"max_steps: {earlier.max_steps} -> {now.max_steps} (may only grow; 0 is no limit)")
     return lines
 
 
@@ -146,13 +161,26 @@ def validate(config: ml_collections.ConfigDict) -> None:
             f"config.task.value_range = {tuple(config.task.value_range)} does not hold unit vectors: use (-1.0, 1.0), "
             "or config.generator.output = 'tanh'"
         )
-    if not 0.0 <= config.ema_decay < 1.0:
-        raise ValueError(f"config.ema_decay = {config.ema_decay}: must be in [0, 1)")
+    for key, (low, high) in _RANGES.items():
+        # A comparison with nan is false, so nan is refused too.
+        if not low <= flat[key] <= high:
+            raise ValueError(f"config.{key} = {flat[key]}: must be from {low:g} to {high:g}")
+    _validate_loss_terms(config)
+
+
+def _validate_loss_terms(config: ml_collections.ConfigDict) -> None:
     if not config.losses:
         raise ValueError("config.losses is empty: name at least one loss term")
-    adversarial = [name for name, term in config.losses.items() if term.fn == "adversarial"]
+    for name, term in config.losses.items():
+        fields = set(term.keys()) if isinstance(term, ml_collections.ConfigDict) else set()
+        if fields != LOSS_FIELDS:
+            raise ValueError(f"config.losses.{name} = {term}: needs the fields {', '.join(sorted(LOSS_FIELDS))}")
+        if not 0.0 <= term.weight < float("inf"):
+            raise ValueError(f"config.losses.{name}.weight = {term.weight}: must be finite and at least 0")
+    adversarial = [name for name, term in config.losses.items() if term.fn == "adversarial" and term.weight]
     if (config.discriminator.name == "none") != (not adversarial):
         raise ValueError(
             f"config.discriminator.name = {config.discriminator.name!r} does not fit the adversarial loss terms "
-            f"{adversarial}: a discriminator needs one, and one needs a discriminator"
+            f"{adversarial}: a discriminator needs one with a weight over 0, and without a discriminator its weight "
+            "must be 0"
         )

@@ -34,7 +34,10 @@ def evaluation_masks(
 
     They depend on the mask's config and on nothing else of the run.
     """
-    spec = hashlib.sha256(json.dumps([config.image_size, config.mask.to_dict()], sort_keys=True).encode()).hexdigest()
+    identity = [config.image_size, config.mask.to_dict()]
+    if config.mask.name == "files":
+        identity.append(load_mask_files(config.mask.path, config.image_size).fingerprint)
+    spec = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     path = folder / f"{split}-{count}-{spec[:8]}.npz"
     if path.exists():
         return mask_sets.load_masks(path)

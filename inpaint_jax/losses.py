@@ -91,7 +91,7 @@ def validate_losses(terms: ml_collections.ConfigDict) -> None:
 def generator_loss(
     terms: ml_collections.ConfigDict, images: Mapping[str, jax.Array], fake_logits: jax.Array | None
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Returns the weighted sum and every term raw and weighted, each a mean over the examples.
+    """Returns the weighted sum and every term raw and weighted, each a mean over the examples; weight 0 is left out.
 
     Args:
         terms: `config.losses`.
@@ -100,6 +100,8 @@ def generator_loss(
     """
     total, parts = jnp.float32(0.0), {}
     for name, term in terms.items():
+        if not term.weight:
+            continue
         if term.fn == ADVERSARIAL:
             raw = bce_logits(fake_logits, 1.0).mean()
         else:

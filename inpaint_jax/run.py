@@ -152,7 +152,11 @@ def check_config(config: ml_collections.ConfigDict, workdir: Path, allow_changes
     stored = workdir / run_folder.CONFIG
     if not stored.exists():
         return
-    differences = config_module.resume_differences(config_module.from_json(stored.read_text()), config)
+    try:
+        earlier = config_module.from_json(stored.read_text())
+    except ValueError as error:
+        raise ValueError(f"{str(stored)!r} is damaged ({error}): restore it, or start over with --restart") from error
+    differences = config_module.resume_differences(earlier, config)
     if differences and not allow_changes:
         lines = "".join(f"\n  {line}" for line in differences)
         raise ValueError(

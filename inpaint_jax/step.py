@@ -284,8 +284,8 @@ def make_eval_step(
     def step(variables: Tree, batch: Batch) -> dict[str, jax.Array]:
         example = task.evaluation_example(config, batch)
         seen = task.generator_input(config, example["image"], example["mask"])
-        output = generator.apply(variables, seen, train=False)
-        output = task.to_uint8(output, config.task.value_range)
+        answer = generator.apply(variables, seen, train=False)
+        output = task.to_uint8(answer, config.task.value_range)
         completed = jnp.where(batch["mask"] > 0, output, batch["image"])
         values = metrics.image_metrics(
             completed.astype(jnp.float32) / 255.0,
@@ -293,6 +293,9 @@ def make_eval_step(
             example["mask"],
             normal_maps,
         )
+        # An integer hides what is not a number: a generator that has gone wrong must not get figures.
+        sound = jnp.isfinite(answer).all(axis=(1, 2, 3))
+        values = {name: jnp.where(sound, value, jnp.nan) for name, value in values.items()}
         # For the eye: holes black, whatever the generator's input holds there.
         return {**values, "output": output, "completed": completed, "masked": batch["image"] * (1 - batch["mask"])}
 

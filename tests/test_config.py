@@ -68,7 +68,8 @@ def test_resumption_names_every_field_that_differs():
         ({"epochs": 3}, {"epochs": 2}, ["epochs: 3 -> 2 (may only grow)"]),
         ({"max_steps": 5}, {"max_steps": 9}, []),
         ({"max_steps": 5}, {"max_steps": 0}, []),
-        ({"max_steps": 5}, {"max_steps": 4}, ["max_steps: 5 -> 4 (may only grow)"]),
+        ({"max_steps": 5}, {"max_steps": 4}, ["max_steps: 5 -> 4 (may only grow; 0 is no limit)"]),
+        ({}, {"max_steps": 5}, ["max_steps: 0 -> 5 (may only grow; 0 is no limit)"]),
     ],
     ids=str,
 )
@@ -117,8 +118,14 @@ def test_json_gives_the_same_config_back():
         ("data.split_fractions", (0.5, 0.5)),
         ("ema_decay", 1.0),
         ("ema_decay", float("nan")),
+        ("optimizer.learning_rate", float("nan")),
+        ("optimizer.learning_rate", -1e-3),
+        ("optimizer.warmup_fraction", 2.0),
+        ("losses.cosine.weight", float("nan")),
+        ("losses.cosine.weight", -1.0),
         ("discriminator.name", "none"),
         ("losses", {}),
+        ("losses", {"cosine": {"fn": "cosine"}}),
     ],
 )
 def test_a_bad_value_is_refused_by_its_field_name(field, value):
@@ -129,6 +136,12 @@ def test_a_bad_value_is_refused_by_its_field_name(field, value):
         config.update_from_flattened_dict({field: value})
     with pytest.raises(ValueError, match=f"config.{field}"):
         config_module.validate(config)
+
+
+def test_a_weight_of_zero_takes_the_adversarial_term_away():
+    config = tiny()
+    config.discriminator.name, config.losses.adversarial.weight = "none", 0.0
+    config_module.validate(config)
 
 
 @pytest.mark.parametrize("module", config_modules(), ids=lambda module: module.__name__)

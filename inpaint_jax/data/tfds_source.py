@@ -19,6 +19,8 @@ def open_pictures(name: str, data_dir: str) -> tuple[list[str], list[Callable[[]
     Raises:
         ValueError: no such data set there, another file format, or no feature "image".
     """
+    if not name:
+        raise ValueError("the tfds source needs the name of a data set: set config.data.name")
     # Imported here: it takes a second, which users of folders need not wait.
     import tensorflow_datasets as tfds
 
