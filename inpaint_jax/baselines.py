@@ -128,19 +128,7 @@ def navier_stokes(image: np.ndarray, mask: np.ndarray, radius: float = 3, normal
     """Fills the hole by fluid dynamics along lines of equal brightness, with OpenCV.
 
     Bertalmio, Bertozzi and Sapiro, "Navier-Stokes, fluid dynamics, and image and video inpainting", CVPR 2001.
-    A normal map is filled as if it were a picture, as people do; its filled vectors are not of unit length.
-
-    Args:
-        image: uint8 (H, W, 3).
-        mask: uint8 (H, W), 1 = hole, 0 = known.
-        radius: neighbourhood of a filled pixel, in pixels.
-        normal_maps: whether an image that is all hole becomes the flat normal instead of mid-grey.
-
-    Returns:
-        uint8 (H, W, 3).
-
-    Raises:
-        ValueError: shapes, types or mask values are not as above.
+    Arguments, result and errors are those of `telea`.
     """
     return _opencv_fill(image, mask, radius, normal_maps, cv2.INPAINT_NS)
 
