@@ -41,21 +41,22 @@ def base() -> ml_collections.ConfigDict:
     c.regime = _regime()
     c.optimizer = _optimizer()
     c.evaluation = _evaluation()
+    c.wandb = _wandb()
     return c
 
 
 def _data() -> ml_collections.ConfigDict:
     """Where pictures come from and how they are read."""
     c = ml_collections.ConfigDict()
-    c.source = "procedural_normals"  # procedural_normals | folder | tfds
+    c.source = "procedural_normals"  # procedural_normals | bundled_photos | folder | tfds
     c.path = ""  # folder: root of the image tree; tfds: the data_dir; "" = INPAINT_DATA_DIR/<name> for a folder
     c.name = ""  # a folder below INPAINT_DATA_DIR, or the name of a TFDS data set
     c.kind = "normal_maps"  # normal_maps | photographs: which metrics, baselines and augmentations apply
     c.normal_y = "up"  # which way the green channel of a normal map points: up (OpenGL) | down (DirectX) | mixed
     c.fit = "resize"  # resize (centre square, then scale) | crop (native resolution; random in training)
     c.limit = 0  # use only so many training examples (the first by hash); 0 = all
-    c.procedural_counts = (20000, 512, 640)  # procedural_normals: maps of train, val, test
-    c.split_counts = (0, 0, 0)  # exact sizes of train, val, test; zeros = split_fractions (procedural_counts) decide
+    c.embedded_counts = (20000, 512, 640)  # procedural_normals, bundled_photos: pictures of train, val, test
+    c.split_counts = (0, 0, 0)  # exact sizes of train, val, test; zeros = split_fractions (embedded_counts) decide
     c.split_fractions = (0.8, 0.1, 0.1)  # thresholds on the hash of each picture's group
     c.split_folders = ("", "", "")  # explicit folders below the path for train, val, test
     c.group_pattern = ""  # regular expression on the file name; equal first groups stay in one split
@@ -150,6 +151,14 @@ def _evaluation() -> ml_collections.ConfigDict:
     return c
 
 
+def _wandb() -> ml_collections.ConfigDict:
+    """An optional copy of scalars and pictures in Weights & Biases; needs `pip install wandb`."""
+    c = ml_collections.ConfigDict()
+    c.project = ""  # "" = off
+    c.mode = "online"  # online | offline (written below the run folder, for `wandb sync`)
+    return c
+
+
 def loss_term(fn: str, weight: float, on: str = "output", region: str = "hole") -> ml_collections.ConfigDict:
     """One entry of `config.losses`: function, weight, `on` output|completed, `region` full|hole|band, full view."""
     return ml_collections.ConfigDict({"fn": fn, "weight": weight, "on": on, "region": region, "view": "full"})
@@ -180,9 +189,9 @@ def tiny(config: ml_collections.ConfigDict) -> None:
     config.sample_every_epochs = 2
     config.generator.width = 8
     config.discriminator.width = 8
-    config.data.source = "procedural_normals"
+    config.data.source = "procedural_normals" if config.data.kind == "normal_maps" else "bundled_photos"
     config.data.path = config.data.name = ""
-    config.data.procedural_counts = (18, 6, 6)
+    config.data.embedded_counts = (18, 6, 6)
     config.data.split_counts = (0, 0, 0)
     config.evaluation.batch_size = 4
     config.evaluation.samples = 2

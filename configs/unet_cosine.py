@@ -61,6 +61,6 @@ def quick(c: ml_collections.ConfigDict) -> None:
     c.generator.width = 24
     c.generator.refine = 8
     c.discriminator.width = 8
-    c.data.procedural_counts = (4000, 256, 256)
+    c.data.embedded_counts = (4000, 256, 256)
     c.evaluation.val_limit = 128
     c.sample_every_epochs = 3

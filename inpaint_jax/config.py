@@ -19,6 +19,7 @@ RESUMABLE_CHANGES = (
     "data.cache_megabytes",
     "evaluation.samples",
     "evaluation.test_limit",
+    "wandb",
 )
 _ALLOWED = {
     "dtype": ("float32", "bfloat16"),
@@ -35,6 +36,7 @@ _ALLOWED = {
     "discriminator.condition": ("none", "input"),
     "regime.order": ("simultaneous", "sequential"),
     "optimizer.schedule": ("constant", "cosine"),
+    "wandb.mode": ("online", "offline"),
 }
 _POSITIVE = (
     *("image_size", "batch_size", "accumulate", "epochs", "epoch_break", "generator.width", "discriminator.width"),
@@ -48,7 +50,7 @@ _NOT_NEGATIVE = (
 # One value for each of train, val and test.
 _PER_SPLIT = {
     "data.split_counts": (int,),
-    "data.procedural_counts": (int,),
+    "data.embedded_counts": (int,),
     "data.split_fractions": (int, float),
     "data.split_folders": (str,),
 }

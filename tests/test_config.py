@@ -166,4 +166,4 @@ def test_shrinking_touches_sizes_and_data_and_not_the_method():
     assert full.keys() == small.keys()
     changed = {key for key in full if full[key] != small[key]}
     assert not {key for key in changed if key.startswith(("losses", "optimizer", "task", "regime", "mask"))}
-    assert np.prod(small["data.procedural_counts"]) < np.prod(full["data.procedural_counts"])
+    assert np.prod(small["data.embedded_counts"]) < np.prod(full["data.embedded_counts"])

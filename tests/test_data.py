@@ -225,7 +225,7 @@ def test_embedded_maps_have_disjoint_splits_that_do_not_move():
 
 
 @pytest.mark.parametrize(
-    "changes", [{"split_counts": (5, 0, 1)}, {"procedural_counts": (5, 0, 1)}, {"kind": "photographs"}], ids=str
+    "changes", [{"split_counts": (5, 0, 1)}, {"embedded_counts": (5, 0, 1)}, {"kind": "photographs"}], ids=str
 )
 def test_embedded_maps_refuse_what_they_cannot_be(changes):
     config = unet_cosine.get_config("tiny").data

@@ -21,7 +21,7 @@ def _fingerprint(*parts: object) -> str:
 
 
 def _procedural(config: ml_collections.ConfigDict, size: int, cache: Path | None) -> Splits:
-    field = "split_counts" if any(config.split_counts) else "procedural_counts"
+    field = "split_counts" if any(config.split_counts) else "embedded_counts"
     counts = tuple(config[field])
     if min(counts) < 1:
         raise ValueError(f"config.data.{field} = {counts}: each split needs at least one map")
