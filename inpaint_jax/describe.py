@@ -60,16 +60,24 @@ def network_figures(config: ml_collections.ConfigDict) -> dict[str, float]:
     }
 
 
-def print_networks(config: ml_collections.ConfigDict) -> None:
-    """Prints the parameters of both networks, block by block, and as the last line one JSON object."""
-    config_module.validate(config)
-    task.validate_task(config)
+def parameter_tables(config: ml_collections.ConfigDict) -> dict[str, str]:
+    """Returns, for each network, its parameters block by block and array by array as a plain-text table."""
+    tables = {}
     for name, variables in jax.eval_shape(lambda: state.initial_variables(config)).items():
         blocks = Counter()
         for block, tree in variables["params"].items():
             blocks[block] += sum(x.size for x in jax.tree.leaves(tree))
-        print(f"{name}: {sum(blocks.values()):,} parameters")
-        for block, count in blocks.items():
-            print(f"  {block:20} {count:>12,}")
-        print(parameter_overview.get_parameter_overview(variables["params"], include_stats=False))
+        lines = [f"{name}: {sum(blocks.values()):,} parameters"]
+        lines += [f"  {block:20} {count:>12,}" for block, count in blocks.items()]
+        lines.append(parameter_overview.get_parameter_overview(variables["params"], include_stats=False))
+        tables[name] = "\n".join(lines)
+    return tables
+
+
+def print_networks(config: ml_collections.ConfigDict) -> None:
+    """Prints the parameters of both networks, and as the last line one JSON object."""
+    config_module.validate(config)
+    task.validate_task(config)
+    for table in parameter_tables(config).values():
+        print(table)
     print(json.dumps(network_figures(config)))

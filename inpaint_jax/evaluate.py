@@ -75,7 +75,8 @@ def evaluate(
         show: indices whose pictures are returned.
 
     Returns:
-        `{metric: float32 (N,)}` and `{index: {"masked", "output", "completed", "truth": uint8 (H, W, 3)}}`.
+        `{metric or loss/<term>: float32 (N,)}` and `{index: {"masked", "output", "completed", "truth"}}`, pictures
+        uint8 (H, W, 3).
     """
     batch += -batch % parallel.count
     collected: dict[str, list[np.ndarray]] = {}
@@ -162,6 +163,7 @@ def test_phase(
         for name, fill in baselines.baselines_for(normal_maps).items()
     }
     large = masks.mean(axis=(1, 2, 3)) > LARGE_HOLE
+    losses = {name: per_image.pop(name) for name in list(per_image) if name.startswith("loss/")}
     _write_pictures(config, images, masks, pictures, workdir / run_folder.TEST)
     return {
         "dataset": {"source": config.data.source, "fingerprint": images.fingerprint},
@@ -170,6 +172,7 @@ def test_phase(
         "mean_hole_ratio": float(masks.mean()),
         "inference_seconds_per_image": seconds_per_image(config, variables, images[0], masks[0, ..., 0]),
         "metrics": means(per_image),
+        "losses": means(losses),
         "baselines": {name: means(values) for name, values in by_baseline.items()},
         "large_holes": {
             "hole_ratio_over": LARGE_HOLE,

@@ -88,6 +88,15 @@ def validate_losses(terms: ml_collections.ConfigDict) -> None:
                 raise ValueError(f"config.losses.{name}.{key} = {term[key]!r}: known are {', '.join(known)}")
 
 
+def reconstruction_losses(terms: ml_collections.ConfigDict, images: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Returns `{"loss/<term>": (B,)}`, each term raw, without the adversarial one; arguments as in `generator_loss`."""
+    return {
+        f"loss/{name}": LOSSES[term.fn](images[term.on], images["image"], region_weight(images["mask"], term.region))
+        for name, term in terms.items()
+        if term.weight and term.fn != ADVERSARIAL
+    }
+
+
 def generator_loss(
     terms: ml_collections.ConfigDict, images: Mapping[str, jax.Array], fake_logits: jax.Array | None
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -99,14 +108,12 @@ def generator_loss(
         fake_logits: the discriminator's answer to what it sees of the generator, (B, h, w, 1); None without one.
     """
     total, parts = jnp.float32(0.0), {}
+    reconstruction = reconstruction_losses(terms, images)
     for name, term in terms.items():
         if not term.weight:
             continue
-        if term.fn == ADVERSARIAL:
-            raw = bce_logits(fake_logits, 1.0).mean()
-        else:
-            weight = region_weight(images["mask"], term.region)
-            raw = LOSSES[term.fn](images[term.on], images["image"], weight).mean()
+        per_example = bce_logits(fake_logits, 1.0) if term.fn == ADVERSARIAL else reconstruction[f"loss/{name}"]
+        raw = per_example.mean()
         parts[f"loss/{name}"] = raw
         parts[f"loss/{name}_weighted"] = term.weight * raw
         total = total + term.weight * raw

@@ -1,4 +1,4 @@
-"""What a person sees of a run: progress bar, TensorBoard, sample grids, log lines."""
+"""What a person sees of a run: progress bar, TensorBoard, Weights & Biases, sample grids, log lines."""
 
 import logging
 import sys
@@ -6,11 +6,13 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import ml_collections
 import numpy as np
 import tensorboardX
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 
 from inpaint_jax import command_line, image_files, run_folder
+from inpaint_jax.wandb_writer import WandbWriter
 
 log = logging.getLogger("inpaint_jax")
 
@@ -18,17 +20,22 @@ SAMPLE_COLUMNS = ("masked", "output", "completed", "truth")
 
 
 class Monitor:
-    """Progress bar on a terminal, log lines elsewhere, and TensorBoard files.
+    """Progress bar on a terminal, log lines elsewhere, TensorBoard files, and Weights & Biases if the config asks.
 
     Args:
+        config: the whole config.
         workdir: the run folder.
         first_step: the step the run goes on from; TensorBoard drops what an earlier run wrote beyond it.
         total_steps: optimiser steps of the whole run.
     """
 
-    def __init__(self, workdir: Path, first_step: int, total_steps: int):
+    def __init__(self, config: ml_collections.ConfigDict, workdir: Path, first_step: int, total_steps: int):
         self._workdir = workdir
-        self._writer = tensorboardX.SummaryWriter(str(workdir / run_folder.TENSORBOARD), purge_step=first_step + 1)
+        # First: it may refuse, and nothing must be half open then.
+        self._wandb = WandbWriter(config, workdir) if config.wandb.project else None
+        # Texts and pictures of the beginning have step 0.
+        purge_step = first_step + 1 if first_step else 0
+        self._writer = tensorboardX.SummaryWriter(str(workdir / run_folder.TENSORBOARD), purge_step=purge_step)
         columns: list[ProgressColumn] = [
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(),
@@ -48,8 +55,21 @@ class Monitor:
 
     def scalars(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Writes scalars under `<split>/<name>`."""
-        for name, value in values.items():
-            self._writer.add_scalar(f"{split}/{name}", value, step)
+        named = {f"{split}/{name}": value for name, value in values.items()}
+        for name, value in named.items():
+            self._writer.add_scalar(name, value, step)
+        if self._wandb:
+            self._wandb.scalars(step, named)
+
+    def text(self, step: int, name: str, text: str) -> None:
+        """Writes a text, shown as it is, in a fixed-width font."""
+        self._writer.add_text(name, "".join(f"    {line}\n" for line in text.splitlines()), step)
+
+    def picture(self, step: int, name: str, picture: np.ndarray) -> None:
+        """Writes a picture, uint8 (H, W, 3)."""
+        self._writer.add_image(name, picture, step, dataformats="HWC")
+        if self._wandb:
+            self._wandb.picture(step, name, picture)
 
     def samples(self, step: int, rows: Sequence[Mapping[str, np.ndarray]]) -> None:
         """Writes a labelled grid of masked | output | completed | truth, as a file and to TensorBoard.
@@ -61,15 +81,17 @@ class Monitor:
         path = self._workdir / run_folder.SAMPLES / f"step_{step:08d}.png"
         path.parent.mkdir(exist_ok=True)
         image_files.write_png(path, grid)
-        self._writer.add_image("samples", grid, step, dataformats="HWC")
+        self.picture(step, "samples", grid)
 
-    def epoch_line(self, step: int, epoch: float, epochs: int, values: Mapping[str, float]) -> None:
-        """Logs one line of validation numbers inside the hole, with the time left."""
+    def epoch_line(self, step: int, epoch: float, epochs: int, values: Mapping[str, float], health: str) -> None:
+        """Logs one line of validation numbers inside the hole, with the time left and the health of both networks."""
         elapsed = time.monotonic() - self._started
         left = elapsed / max(1, step - self._first) * (self._total - step)
         inside = {name: value for name, value in values.items() if name.endswith("_hole")}
         numbers = "  ".join(f"{name.split('_')[0]} {value:.4g}" for name, value in inside.items())
         log.info("epoch %g/%d  step %d/%d  hole: %s  %.0f s left", epoch, epochs, step, self._total, numbers, left)
+        if health:
+            log.info("  %s", health)
 
     def flush(self) -> None:
         """Returns when TensorBoard's files hold everything: a kill later must not lose what a checkpoint covers."""
@@ -79,3 +101,5 @@ class Monitor:
         """Stops the bar and flushes TensorBoard."""
         self._bar.stop()
         self._writer.close()
+        if self._wandb:
+            self._wandb.close()

@@ -62,6 +62,11 @@ def learning_rate(config: ml_collections.ConfigDict, group: str, total_steps: in
     return optax.join_schedules([optax.linear_schedule(top / (warmup + 1), top, warmup), decay], [warmup])
 
 
+def update_count(state: optax.OptState) -> jax.Array:
+    """Returns how many updates a chain of `make_optimizer` has done, the argument of its learning rate, int32."""
+    return next(part.count for part in state if isinstance(part, optax.ScaleByScheduleState))
+
+
 def make_optimizer(
     config: ml_collections.ConfigDict, group: str, total_steps: int
 ) -> optax.GradientTransformationExtraArgs:

@@ -26,13 +26,14 @@ class System:
     Attributes:
         config: the whole config.
         generator, discriminator: modules; no discriminator in generator-only runs.
-        optimizers: one chain for each parameter group.
+        optimizers, schedules: one chain and one learning rate, a function of the count of updates, for each group.
     """
 
     config: ml_collections.ConfigDict
     generator: nn.Module
     discriminator: nn.Module | None
     optimizers: dict[str, optax.GradientTransformationExtraArgs]
+    schedules: dict[str, optax.Schedule]
 
 
 def make_system(config: ml_collections.ConfigDict, total_steps: int, axis_name: str | None = AXIS) -> System:
@@ -50,10 +51,10 @@ def make_system(config: ml_collections.ConfigDict, total_steps: int, axis_name: 
     generator = models.build_generator(config, axis_name)
     discriminator = models.build_discriminator(config, axis_name)
     shapes = jax.eval_shape(lambda: create_state(config, {}))
-    optimizers = {
-        group: optim.make_optimizer(config.optimizer, group, total_steps) for group in optim.group_names(shapes.params)
-    }
-    return System(config, generator, discriminator, optimizers)
+    groups = optim.group_names(shapes.params)
+    optimizers = {group: optim.make_optimizer(config.optimizer, group, total_steps) for group in groups}
+    schedules = {group: optim.learning_rate(config.optimizer, group, total_steps) for group in groups}
+    return System(config, generator, discriminator, optimizers, schedules)
 
 
 def _mean_over_replicas(tree: Tree, axis_name: str | None) -> Tree:
@@ -204,9 +205,12 @@ def _update(system: System, state: TrainState, gradients: Tree, stats: Tree) -> 
         if network not in gradients:
             continue
         own_gradients, own = optim.select(gradients[network], group), optim.select(params[network], group)
+        rate = system.schedules[group](optim.update_count(opt[group])) * state.lr_scale[group]
         updates, opt[group] = optimizer.update(own_gradients, opt[group], own, lr_scale=state.lr_scale[group])
         params[network] = {**params[network], **optax.apply_updates(own, updates)}
+        scalars[f"learning_rate/{group}"] = jnp.asarray(rate, jnp.float32)
         scalars[f"gradient_norm/{group}"] = optax.global_norm(own_gradients)
+        scalars[f"update_norm/{group}"] = jnp.where(finite, optax.global_norm(updates), 0.0)
     new = {"params": params, "opt": opt, "stats": {**state.stats, **stats}}
     old = {"params": state.params, "opt": state.opt, "stats": state.stats}
     kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
@@ -276,7 +280,8 @@ def make_eval_step(
     """Returns `step(variables, batch)` for one replica: metrics of each example (B,), and `completed` as uint8.
 
     `variables` holds the generator's `params` and `batch_stats`; the batch is {image uint8, mask uint8, …}. Metrics
-    are taken of the completed picture rounded to uint8, because that is what a user gets.
+    are taken of the completed picture rounded to uint8, because that is what a user gets; the reconstruction losses
+    beside them, `loss/<term>`, as in training, to be compared with it.
     """
     generator = models.build_generator(config, None)
     normal_maps = config.data.kind == "normal_maps"
@@ -292,6 +297,10 @@ def make_eval_step(
             batch["image"].astype(jnp.float32) / 255.0,
             example["mask"],
             normal_maps,
+        )
+        values |= losses.reconstruction_losses(
+            config.losses,
+            {**example, "output": answer, "completed": task.complete(example["image"], example["mask"], answer)},
         )
         # An integer hides what is not a number: a generator that has gone wrong must not get figures.
         sound = jnp.isfinite(answer).all(axis=(1, 2, 3))

@@ -4,7 +4,6 @@ A checkpoint at S commits everything up to S; whatever lies beyond it on disk is
 """
 
 import logging
-import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ import ml_collections
 from inpaint_jax import checkpoint, command_line, evaluate, regimes, run_folder, weights
 from inpaint_jax import config as config_module
 from inpaint_jax.data import pipeline
-from inpaint_jax.monitor import Monitor
+from inpaint_jax.records import Records
 from inpaint_jax.run import Run, assemble, begin, check_config, generator_variables
 from inpaint_jax.state import RegimeState, TrainState, create_state
 from inpaint_jax.step import make_train_step
@@ -24,47 +23,6 @@ FINISHED, PREEMPTED = 0, 75
 SKIPPED_TOO_OFTEN = 20  # steps in a row
 
 log = logging.getLogger("inpaint_jax")
-
-
-class Records:
-    """What a run writes while it trains: metrics rows, timing rows, TensorBoard and the progress bar.
-
-    Rows of metrics hold what is a function of the run alone; times go to the timing rows.
-    """
-
-    def __init__(self, run: Run, step: int):
-        self.monitor = Monitor(run.workdir, step, run.total_steps)
-        self.wait = 0.0  # seconds spent waiting for data since the last timing row
-        self._run = run
-        self._rows = run_folder.RowFile(run.workdir / run_folder.METRICS)
-        self._timing = run_folder.RowFile(run.workdir / run_folder.TIMING)
-        self._mark, self._mark_step = time.perf_counter(), step
-
-    def metrics(self, step: int, split: str, values: dict[str, float]) -> None:
-        """Writes one row and its scalars; a value that is not finite becomes null, which JSON has a word for."""
-        written = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._rows.write([{"step": step, "epoch": step / self._run.steps_per_epoch, "split": split, **written}])
-        self.monitor.scalars(step, split, values)
-
-    def times(self, step: int) -> None:
-        """Writes the pace since the last call."""
-        config, seconds = self._run.config, time.perf_counter() - self._mark
-        images = (step - self._mark_step) * config.batch_size * config.accumulate
-        row = {"step": step, "seconds": seconds, "images": images, "data_wait_s": self.wait}
-        self._timing.write([{**row, "images_per_s": images / seconds}])
-        self.monitor.progress(step, self._run.epochs_done(step), config.epochs, images / seconds)
-        self._mark, self._mark_step, self.wait = time.perf_counter(), step, 0.0
-
-    def commit(self) -> None:
-        """Returns when all rows are on the disk, and what TensorBoard shows in its files."""
-        self._rows.commit()
-        self._timing.commit()
-        self.monitor.flush()
-
-    def close(self) -> None:
-        """Commits and closes everything."""
-        for closable in (self._rows, self._timing, self.monitor):
-            closable.close()
 
 
 def next_batch(batches: Iterator[dict], records: Records) -> dict:
@@ -83,8 +41,6 @@ def fit(run: Run, checkpoints: checkpoint.Checkpoints, preemption: checkpoint.Pr
     """
     config, parallel = run.config, run.parallel
     state, regime = begin(run, checkpoints, allow_changes)
-    # Only now: a config that the checkpoint or the data refuse must not replace the one of the run.
-    run_folder.write_text(run.workdir / run_folder.CONFIG, config_module.to_json(config))
     step = int(state.step)
     train_step = parallel.train(make_train_step(run.system, regime.phase))
     state, frozen = parallel.replicate(state), parallel.replicate({})
@@ -95,6 +51,7 @@ def fit(run: Run, checkpoints: checkpoint.Checkpoints, preemption: checkpoint.Pr
     )  # fmt: skip
     records = Records(run, step)
     try:
+        records.describe(step)
         while step < run.total_steps and not regime.stopped:
             state, scalars = train_step(state, frozen, parallel.shard(next_batch(batches, records)))
             step += 1
@@ -105,7 +62,7 @@ def fit(run: Run, checkpoints: checkpoint.Checkpoints, preemption: checkpoint.Pr
             if step % config.log_every_steps == 0:
                 values = {name: float(value) for name, value in parallel.unreplicate(scalars).items()}
                 check_finite(values, step)
-                records.metrics(step, "train", values)
+                records.metrics(step, "train", regime.phase, values)
             if validates:
                 regime, actions = validate(run, state, regime, step, records)
             if saves or step % config.log_every_steps == 0:
@@ -152,8 +109,8 @@ def validate(
         config.evaluation.batch_size, range(config.evaluation.samples) if shows else (),
     )  # fmt: skip
     values = evaluate.means(per_image)
-    records.metrics(step, "val", values)
-    records.monitor.epoch_line(step, step / run.steps_per_epoch, config.epochs, values)
+    records.metrics(step, "val", regime.phase, values)
+    records.monitor.epoch_line(step, step / run.steps_per_epoch, config.epochs, values, records.health_line())
     if pictures:
         records.monitor.samples(step, [pictures[i] for i in sorted(pictures)])
     return regimes.advance(config, regime, step=step, epoch=epoch, value=values[config.regime.monitor])

@@ -109,7 +109,7 @@ def mean_brightness_squared(system, state, example):
 
 def test_microbatches_hold_the_same_examples_on_any_number_of_devices(tiny_config, make_batch):
     tiny_config.accumulate, tiny_config.data.augment = 2, False
-    system = step.System(tiny_config, models.build_generator(tiny_config, AXIS), None, {})
+    system = step.System(tiny_config, models.build_generator(tiny_config, AXIS), None, {}, {})
     batch = {**make_batch(8, 4), "mask": np.ones((8, 4, 4, 1), np.uint8)}
     values = []
     for form in FORMS:

@@ -170,7 +170,12 @@ def test_metrics_are_finite_scalars_and_the_losses_written_out(joint_result):
     for name, value in expected.items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-4)
     gradients, _, _ = joint_result["averaged"]
-    np.testing.assert_allclose(metrics["gradient_norm/discriminator"], length(gradients["discriminator"]), rtol=1e-4)
+    for network, group in (("generator", "generator/rest"), ("discriminator", "discriminator")):
+        norm = length(gradients[network])
+        np.testing.assert_allclose(metrics[f"gradient_norm/{group}"], norm, rtol=1e-4)
+        np.testing.assert_allclose(metrics[f"learning_rate/{group}"], RATE * SCALE[group], rtol=1e-6)
+        moved_by = min(norm, CLIP) * RATE * SCALE[group]
+        np.testing.assert_allclose(metrics[f"update_norm/{group}"], moved_by, rtol=1e-4)
     assert 0 <= metrics["discriminator/accuracy"] <= 1
 
 
@@ -202,7 +207,8 @@ def test_gradients_that_are_not_finite_skip_the_update(joint, batch):
     everything, state = joint
     poisoned = jax.tree.map(np.array, state)
     poisoned.params["discriminator"]["conv0"]["kernel"][0, 0, 0, 0] = np.inf
-    new, _ = everything(poisoned, batch)["step"]
+    new, scalars = everything(poisoned, batch)["step"]
+    assert scalars["update_norm/discriminator"] == 0
     for before, after in ((poisoned.params, new.params), (poisoned.opt, new.opt), (poisoned.stats, new.stats)):
         jax.tree.map(np.testing.assert_array_equal, after, before)
     assert int(new.step) == 8
@@ -272,8 +278,9 @@ def test_generator_phase_with_accumulation_averages_the_gradients_of_its_microba
     assert_same(new.stats, {"generator": stats})
     np.testing.assert_allclose(metrics["loss/generator"], np.mean(values), rtol=1e-4)
     assert abs(values[0] - values[1]) > 1e-3, "the microbatches must differ for this test to tell"
-    names = {"loss/generator", "loss/cosine", "loss/cosine_weighted", "gradient_norm/generator/rest"}
-    assert set(metrics) == names | {"guard/skipped", "guard/skipped_in_a_row"}
+    names = {"loss/generator", "loss/cosine", "loss/cosine_weighted", "guard/skipped", "guard/skipped_in_a_row"}
+    names |= {f"{kind}/generator/rest" for kind in ("gradient_norm", "update_norm", "learning_rate")}
+    assert set(metrics) == names
     assert int(new.step) == 8
 
 
@@ -297,7 +304,8 @@ def test_groups_without_gradients_keep_parameters_optimiser_state_and_count(tiny
         },
         guard={"skipped": jnp.int32(0), "skipped_in_a_row": jnp.int32(0)},
     )
-    system = step.System(tiny_config, None, None, optimizers)
+    schedules = {group: lambda count: 0.5 + count for group in optimizers}
+    system = step.System(tiny_config, None, None, optimizers, schedules)
     judged, _ = step._update(system, state, {"discriminator": params["discriminator"]}, {"discriminator": {}})
     assert np.all(judged.params["discriminator"]["conv0"]["kernel"] < 1)
     for group in ("generator/vgg", "generator/rest"):
@@ -308,6 +316,11 @@ def test_groups_without_gradients_keep_parameters_optimiser_state_and_count(tiny
     np.testing.assert_array_equal(generated.params["generator"]["vgg_conv1"]["kernel"], 1.0)
     assert np.all(generated.params["generator"]["down0"]["kernel"] < 1)
     assert norms["gradient_norm/generator/vgg"] == pytest.approx(np.sqrt(3))
+    # What is logged as the rate is that of this update, scale included.
+    assert norms["learning_rate/generator/vgg"] == 0
+    assert norms["learning_rate/generator/rest"] == 0.5
+    _, later = step._update(system, generated, {"generator": params["generator"]}, {"generator": {}})
+    assert later["learning_rate/generator/rest"] == 1.5
     jax.tree.map(np.testing.assert_array_equal, generated.opt["discriminator"], state.opt["discriminator"])
 
 

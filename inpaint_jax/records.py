@@ -1,0 +1,87 @@
+"""What a run writes while it trains: description, metrics rows, timing rows, and what `Monitor` shows of them."""
+
+import collections
+import logging
+import math
+import time
+
+from inpaint_jax import config as config_module
+from inpaint_jax import describe, environment, health, run_folder
+from inpaint_jax.monitor import Monitor
+from inpaint_jax.run import Run
+
+log = logging.getLogger("inpaint_jax")
+
+
+class Records:
+    """What a run writes while it trains: metrics rows, timing rows, TensorBoard and the progress bar.
+
+    Rows of metrics hold what is a function of the run alone; times go to the timing rows.
+    """
+
+    def __init__(self, run: Run, step: int):
+        self.monitor = Monitor(run.config, run.workdir, step, run.total_steps)
+        self.wait = 0.0  # seconds spent waiting for data since the last timing row
+        self._run = run
+        self._rows = run_folder.RowFile(run.workdir / run_folder.METRICS)
+        self._timing = run_folder.RowFile(run.workdir / run_folder.TIMING)
+        self._mark, self._mark_step = time.perf_counter(), step
+        # From the file, so that a verdict on the last rows does not depend on restarts.
+        written = run_folder.read_rows(run.workdir / run_folder.METRICS)
+        self._recent = collections.deque((row for row in written if row["split"] == "train"), health.WINDOW)
+        self._verdict = health.diagnose(self._recent)
+
+    def metrics(self, step: int, split: str, phase: str, values: dict[str, float]) -> None:
+        """Writes one row and its scalars; a value that is not finite becomes null, which JSON has a word for."""
+        written = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        row = {"step": step, "epoch": step / self._run.steps_per_epoch, "split": split, "phase": phase, **written}
+        self._rows.write([row])
+        self.monitor.scalars(step, split, values)
+        if split == "train":
+            self._recent.append(row)
+            self._watch_health(step)
+
+    def _watch_health(self, step: int) -> None:
+        """Warns once when the discriminator has collapsed or won, and again only after it had recovered."""
+        verdict = health.diagnose(self._recent)
+        if verdict and verdict != self._verdict:
+            log.warning("step %d: %s", step, health.advice(verdict, self._recent))
+        self._verdict = verdict
+
+    def health_line(self) -> str:
+        """Returns the state of both networks over the last rows, in one line."""
+        return health.line(self._recent)
+
+    def describe(self, step: int) -> None:
+        """Writes config, environment and a picture of the networks, and shows them in TensorBoard when they are new."""
+        run = self._run
+        path, text = run.workdir / run_folder.CONFIG, config_module.to_json(run.config)
+        changed = not path.exists() or path.read_text() != text
+        # Only now: a config that the checkpoint or the data refuse must not replace the one of the run.
+        run_folder.write_text(path, text)
+        run_folder.write_json(run.workdir / run_folder.ENVIRONMENT, environment.describe_environment())
+        if changed:
+            self.monitor.text(step, "config", text)
+        if step == 0 or not (run.workdir / run_folder.NETWORKS).exists():
+            for name, table in describe.parameter_tables(run.config).items():
+                self.monitor.text(step, f"parameters/{name}", table)
+
+    def times(self, step: int) -> None:
+        """Writes the pace since the last call."""
+        config, seconds = self._run.config, time.perf_counter() - self._mark
+        images = (step - self._mark_step) * config.batch_size * config.accumulate
+        row = {"step": step, "seconds": seconds, "images": images, "data_wait_s": self.wait}
+        self._timing.write([{**row, "images_per_s": images / seconds}])
+        self.monitor.progress(step, self._run.epochs_done(step), config.epochs, images / seconds)
+        self._mark, self._mark_step, self.wait = time.perf_counter(), step, 0.0
+
+    def commit(self) -> None:
+        """Returns when all rows are on the disk, and what TensorBoard shows in its files."""
+        self._rows.commit()
+        self._timing.commit()
+        self.monitor.flush()
+
+    def close(self) -> None:
+        """Commits and closes everything."""
+        for closable in (self._rows, self._timing, self.monitor):
+            closable.close()
