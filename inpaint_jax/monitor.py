@@ -35,7 +35,10 @@ class Monitor:
         self._wandb = WandbWriter(config, workdir) if config.wandb.project else None
         # Texts and pictures of the beginning have step 0.
         purge_step = first_step + 1 if first_step else 0
-        self._writer = tensorboardX.SummaryWriter(str(workdir / run_folder.TENSORBOARD), purge_step=purge_step)
+        # Files are named by the second they were begun in; the suffix keeps two of one second apart.
+        self._writer = tensorboardX.SummaryWriter(
+            str(workdir / run_folder.TENSORBOARD), purge_step=purge_step, filename_suffix=f".{first_step:09d}"
+        )
         columns: list[ProgressColumn] = [
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(),

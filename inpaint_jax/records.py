@@ -6,7 +6,7 @@ import math
 import time
 
 from inpaint_jax import config as config_module
-from inpaint_jax import describe, environment, health, run_folder
+from inpaint_jax import describe, environment, health, image_files, network_graph, run_folder
 from inpaint_jax.monitor import Monitor
 from inpaint_jax.run import Run
 
@@ -65,6 +65,9 @@ class Records:
         if step == 0 or not (run.workdir / run_folder.NETWORKS).exists():
             for name, table in describe.parameter_tables(run.config).items():
                 self.monitor.text(step, f"parameters/{name}", table)
+            picture = network_graph.draw_networks(run.config)
+            image_files.write_png(run.workdir / run_folder.NETWORKS, picture)
+            self.monitor.picture(step, "networks", picture)
 
     def times(self, step: int) -> None:
         """Writes the pace since the last call."""
