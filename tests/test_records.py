@@ -3,6 +3,7 @@
 import json
 import logging
 import struct
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -107,7 +108,10 @@ def test_weights_and_biases_gets_scalars_and_pictures_without_a_network(tiny_con
     records.metrics(2, "train", "joint", {"loss/generator": 1.25})
     records.monitor.picture(2, "samples", np.full((8, 8, 3), 200, np.uint8))
     records.close()
-    assert logged(tmp_path) == [(1, 2.5), (2, 1.25)]
+    (path,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    while path.stat().st_size < 100:  # the library's own process writes it, a moment after `finish` has returned
+        time.sleep(0.05)
+    assert logged(path) == [(1, 2.5), (2, 1.25)]
     assert list(tmp_path.glob("wandb/offline-run-*/files/media/images/samples_*.png"))
     identity = (tmp_path / run_folder.WANDB_ID).read_text()
     again = Records(run_of(tiny_config, tmp_path), 2)
@@ -118,9 +122,8 @@ def test_weights_and_biases_gets_scalars_and_pictures_without_a_network(tiny_con
     assert all(f"-{identity}" in path.name for path in runs)
 
 
-def logged(workdir) -> list[tuple[int, float]]:
+def logged(path) -> list[tuple[int, float]]:
     """Reads an offline run back: (step, generator loss) of every row."""
-    (path,) = workdir.glob("wandb/offline-run-*/run-*.wandb")
     rows = []
     for data in log_records(path.read_bytes()):
         record = wandb_internal_pb2.Record.FromString(data)
