@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import ml_collections
 
-from inpaint_jax import checkpoint, command_line, evaluate, regimes, run_folder, weights
+from inpaint_jax import checkpoint, command_line, evaluate, regimes, report, run_folder, weights
 from inpaint_jax import config as config_module
 from inpaint_jax.data import pipeline
 from inpaint_jax.records import Records
@@ -192,3 +192,5 @@ def finish(run: Run, checkpoints: checkpoint.Checkpoints) -> None:
     evaluate.write_results(run.workdir, results)
     evaluate.log_results(results)
     log.info("pictures and figures are in %s", run.workdir / run_folder.TEST)
+    log.info("the report is %s", run.workdir / run_folder.REPORT)
+    report.write_report(run.workdir)

@@ -81,6 +81,9 @@ def test_results(finished: Path):
     for values in (results["metrics"], *results["baselines"].values()):
         assert {"psnr_db_hole", "ssim_hole", "l1_hole", "angular_error_deg_hole"} <= set(values)
         assert all(np.isfinite(value) for value in values.values())
+    page = (finished / "report.html").read_text()
+    assert f"{results['metrics']['angular_error_deg_hole']:.2f}" in page
+    assert "Not in this run folder" not in page
     assert set(results["losses"]) == {"loss/cosine", "loss/distance"}
     stored = safetensors.numpy.load_file(finished / "generator/generator.safetensors")
     assert results["parameters"] == sum(v.size for k, v in stored.items() if k.startswith("params/"))
