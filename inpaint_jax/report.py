@@ -1,24 +1,18 @@
 """One page about a run: `report.html` in its folder, a single file that needs no network and no script."""
 
-import base64
 import html
-import importlib
-import importlib.util
-import io
 import json
 import re
-import shlex
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import ml_collections
 from PIL import Image
 
-from configs import common
 from inpaint_jax import config as config_module
-from inpaint_jax import curves, run_folder
+from inpaint_jax import curves, pages, reproduction, run_folder
 from inpaint_jax.metrics import METRIC_DIRECTION
 
 RESULTS, TEST_SAMPLES = f"{run_folder.TEST}/results.json", f"{run_folder.TEST}/samples.png"
@@ -28,50 +22,11 @@ FRAMES = 6  # sample grids at most
 TIMING_LINES = 10
 WARNING_LINES = 50
 
-# Name, unit and decimals of the metrics; one that is not here is shown under its own name.
-METRICS = {
-    "angular_error_deg_hole": ("hole angular error", "degrees", 2),
-    "psnr_db_hole": ("hole PSNR", "dB", 2),
-    "ssim_hole": ("hole SSIM", "1 = equal", 4),
-    "l1_hole": ("hole L1", "of the value range", 4),
-    "psnr_db_full": ("whole-image PSNR", "dB", 2),
-    "ssim_full": ("whole-image SSIM", "1 = equal", 4),
-    "l1_full": ("whole-image L1", "of the value range", 4),
-}
-METHODS = {"mean_fill": "mean fill", "flat_fill": "flat fill", "telea": "Telea", "navier_stokes": "Navier-Stokes"}
-BETTER = {"min": "lower is better", "max": "higher is better"}
-STYLE = """
-:root{color-scheme:light}*{box-sizing:border-box}
-body{margin:0 auto;max-width:76rem;padding:1rem;font:16px/1.45 system-ui,sans-serif;color:#1a1a1a;background:#fff}
-h1{font-size:1.5rem;margin:0 0 .3rem;overflow-wrap:anywhere}
-h2{font-size:1.25rem;border-top:2px solid #333;padding-top:.4rem;margin:1.8rem 0 .6rem}
-h3{font-size:1rem;margin:1rem 0 .3rem}
-.verdict{font-size:1.15rem;font-weight:600;margin:.3rem 0}p{margin:.4rem 0;max-width:60rem}
-.note,figcaption{color:#444;font-size:.85rem}.unit{color:#444;font-size:.9em;font-weight:400;display:block}
-nav{margin:.6rem 0}nav a{display:inline-block;margin-right:1rem;color:#0050a0}
-dl{display:grid;grid-template-columns:max-content 1fr;gap:.1rem 1rem;margin:.5rem 0;font-size:.95rem}
-dt{color:#444}dd{margin:0;overflow-wrap:anywhere}
-.wide{overflow-x:auto;margin:.5rem 0}table{border-collapse:collapse;font-size:.9rem}
-th,td{padding:.25rem .6rem;border-bottom:1px solid #ccc;text-align:left;vertical-align:bottom}
-th:first-child,td:first-child{position:sticky;left:0;background:#fff}td{white-space:nowrap}
-.number{text-align:right;font-variant-numeric:tabular-nums}tr.chosen td{background:#eaf2fb;print-color-adjust:exact}
-.fields td{font-family:ui-monospace,monospace;font-size:.8rem;padding:.1rem .5rem;vertical-align:top}
-.fields td:first-child{position:static}.fields td+td{white-space:normal;overflow-wrap:anywhere;min-width:8rem}
-.panels{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,24rem),1fr));gap:.8rem 1.2rem}
-figure{margin:.4rem 0;break-inside:avoid}figure h4{margin:0;font-size:.95rem}svg{width:100%;height:auto;display:block}
-svg *{stroke-linejoin:round;stroke-linecap:butt}img{max-width:100%;height:auto;display:block;border:1px solid #ccc}
-pre{white-space:pre-wrap;overflow-wrap:anywhere;background:#f4f4f4;border:1px solid #ccc;padding:.6rem;font-size:.85rem}
-.frames input{position:absolute;opacity:0}.frames figure{display:none}.frames input:checked+label{background:#cfe3f7}
-.frames label{display:inline-block;border:1px solid #555;border-radius:.3rem;padding:.2rem .6rem;margin:.15rem}
-.frames input:focus-visible+label{outline:3px solid #0050a0}
-@media print{body{font-size:10pt;max-width:none;padding:0}nav,.frames input,.frames label{display:none}
-.frames figure{display:inline-block!important;width:32%;vertical-align:top}.wide{overflow:visible}
-.panels{grid-template-columns:1fr 1fr}table{font-size:8pt}th,td{padding:.1rem .3rem}h2,h3{break-after:avoid}}
-"""
-
 
 def write_report(workdir: Path, rate: float = curves.DIMINISHING_RATE) -> Path:
     """Writes `report.html` into a run folder, finished or not, and returns its path.
+
+    The page is a function of the files in the run folder alone.
 
     Args:
         workdir: the run folder; what is missing there is left out and named on the page.
@@ -82,14 +37,6 @@ def write_report(workdir: Path, rate: float = curves.DIMINISHING_RATE) -> Path:
     """
     if not workdir.is_dir():
         raise ValueError(f"there is no run folder {str(workdir)!r}: give the --workdir of a run")
-    path = workdir / run_folder.REPORT
-    # ASCII with character references: the same characters whatever encoding a machine writes and reads by default.
-    run_folder.write_text(path, page(workdir, rate).encode("ascii", "xmlcharrefreplace").decode("ascii"))
-    return path
-
-
-def page(workdir: Path, rate: float = curves.DIMINISHING_RATE) -> str:
-    """Returns the HTML of the page: a function of the files in the run folder alone."""
     run = _load(workdir)
     sections = {
         "Results": _results(run),
@@ -102,8 +49,8 @@ def page(workdir: Path, rate: float = curves.DIMINISHING_RATE) -> str:
             run, TEST_SAMPLES, TEST_BYTES, "Held-out pictures; completed is the fill of this run."
         ),
         "Networks": _picture(run, run_folder.NETWORKS, NETWORKS_BYTES, "The networks of this run."),
-        "Configuration": _config(run),
-        "Reproduce": _reproduce(run),
+        "Configuration": reproduction.config_section(run),
+        "Reproduce": reproduction.command_section(run),
         "Warnings": _warnings(run),
     }
     names = {title: title.lower().replace(" ", "-") for title, body in sections.items() if body}
@@ -113,14 +60,9 @@ def page(workdir: Path, rate: float = curves.DIMINISHING_RATE) -> str:
     bodies = "".join(
         f'<section id="{name}"><h2>{title}</h2>\n{sections[title]}</section>\n' for title, name in names.items()
     )
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta http-equiv="Content-Security-Policy" '
-        "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">\n"
-        f"<title>{html.escape(run['name'])}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
-        f"<header>{_header(run)}<nav>{links}</nav></header>\n{left_out}<main>\n{bodies}</main>\n</body>\n</html>\n"
-    )
+    path = workdir / run_folder.REPORT
+    pages.write_page(path, run["name"], f"{_header(run)}<nav>{links}</nav>", f"{left_out}{bodies}")
+    return path
 
 
 def _load(workdir: Path) -> dict[str, Any]:
@@ -157,50 +99,6 @@ def _load(workdir: Path) -> dict[str, Any]:
     return run
 
 
-# Text of one value or one table.
-
-
-def _label(metric: str) -> str:
-    return METRICS.get(metric, (metric, "", 0))[0]
-
-
-def _axis(metric: str) -> str:
-    # Short, because the title above says the whole.
-    label, unit, _ = METRICS.get(metric, (metric, "", 0))
-    return f"{label.split()[-1]} ({unit})" if unit else label
-
-
-def _number(value: Any, metric: str = "") -> str:
-    if not curves.is_number(value):
-        return "not finite"
-    return f"{value:.{METRICS[metric][2]}f}" if metric in METRICS else f"{value:.4g}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1, chosen: Sequence[int] = ()) -> str:
-    """Returns a table of cells that are HTML already; the first `texts` columns hold text, the others numbers."""
-
-    def line(cells: Sequence[str], tag: str, name: str = "") -> str:
-        classes = ['class="number"' if column >= texts else "" for column in range(len(cells))]
-        inner = "".join(f"<{tag} {c}>{cell}</{tag}>" for c, cell in zip(classes, cells, strict=True))
-        return f"<tr{name}>{inner}</tr>\n"
-
-    body = "".join(line(row, "td", ' class="chosen"' if number in chosen else "") for number, row in enumerate(rows))
-    return f'<div class="wide"><table>\n<thead>{line(head, "th")}</thead>\n<tbody>\n{body}</tbody></table></div>\n'
-
-
-def _pairs(pairs: Sequence[tuple[str, str]]) -> str:
-    return f"<dl>{''.join(f'<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>' for k, v in pairs if v)}</dl>\n"
-
-
-# Sections.
-
-
 def _header(run: dict) -> str:
     results, environment = run["results"], run["environment"]
     hashes = results.get("hashes") or {}
@@ -215,12 +113,12 @@ def _header(run: dict) -> str:
         ("Hashes", ", ".join(f"{name} {value}" for name, value in hashes.items())),
         ("Last started", str(environment.get("started", ""))),
         ("Log", f"{times[0]} to {times[-1]}" if times else ""),
-        ("Training", f"{_duration(seconds)}, {done}" if run["timing"] else done),
+        ("Training", f"{pages.duration_text(seconds)}, {done}" if run["timing"] else done),
         ("Device", ", ".join(f"{n} x {name}" if n > 1 else name for name, n in devices.items()) or "not recorded"),
         ("Parameters", f"{results['parameters']:,} in the generator" if "parameters" in results else ""),
     ]
     verdict = html.escape(_verdict(run))
-    return f'<h1>{html.escape(run["name"])}</h1>\n<p class="verdict">{verdict}</p>\n{_pairs(pairs)}'
+    return f'<h1>{html.escape(run["name"])}</h1>\n<p class="verdict">{verdict}</p>\n{pages.pairs(pairs)}'
 
 
 def _verdict(run: dict) -> str:
@@ -229,26 +127,26 @@ def _verdict(run: dict) -> str:
     if not tested:
         if not (point := _best_validation(run)):
             return "Unfinished: neither a test nor a validation yet."
-        return f"Not tested yet. Best validation: {_label(run['monitor'])} {_with_unit(point[1], run['monitor'])}."
+        return f"Not tested yet. Best validation: {pages.label(run['monitor'])} {_with_unit(point[1], run['monitor'])}."
     metric = run["monitor"] if run["monitor"] in tested else next(iter(tested))
     ours, direction = tested[metric], METRIC_DIRECTION.get(metric)
-    text = f"{_label(metric)} {_with_unit(ours, metric)}"
+    text = f"{pages.label(metric)} {_with_unit(ours, metric)}"
     text = text[0].upper() + text[1:]
     others = {name: values.get(metric) for name, values in run["results"].get("baselines", {}).items()}
     others = {name: value for name, value in others.items() if curves.is_number(value)}
     if not others or not direction or not curves.is_number(ours):
         return f"{text}; there is nothing to compare it with."
     best = (min if direction == "min" else max)(others, key=others.__getitem__)
-    parts = [
-        f"{_compared(ours, others[name], metric)} {METHODS.get(name, name)} ({_number(others[name], metric)})"
-        for name in ("telea", best)[best == "telea" or "telea" not in others :]
-    ]
-    return f"{text}, {' and '.join(parts)}, the best of the baselines; {BETTER[direction]}."
+    parts = []
+    for name in ("telea", best)[best == "telea" or "telea" not in others :]:
+        figure = pages.number_text(others[name], metric)
+        parts.append(f"{_compared(ours, others[name], metric)} {pages.METHODS.get(name, name)} ({figure})")
+    return f"{text}, {' and '.join(parts)}, the best of the baselines; {pages.BETTER[direction]}."
 
 
 def _with_unit(value: Any, metric: str) -> str:
-    unit = METRICS.get(metric, ("", "", 0))[1]
-    return _number(value, metric) + (f" {unit}" if unit in ("degrees", "dB") else "")
+    unit = pages.METRICS.get(metric, ("", "", 0))[1]
+    return pages.number_text(value, metric) + (f" {unit}" if unit in ("degrees", "dB") else "")
 
 
 def _compared(ours: float, other: float, metric: str) -> str:
@@ -289,20 +187,22 @@ def _results(run: dict) -> str:
 def _methods(results: dict) -> str:
     """Returns the table of ours and the baselines, the best of each metric bold."""
     methods = {"ours": results["metrics"], **results.get("baselines", {})}
-    metrics = [m for m in METRICS if m in results["metrics"]] + [m for m in results["metrics"] if m not in METRICS]
-    head, rows = ["method"], [[html.escape(METHODS.get(name, name))] for name in methods]
+    metrics = [m for m in pages.METRICS if m in results["metrics"]] + [
+        m for m in results["metrics"] if m not in pages.METRICS
+    ]
+    head, rows = ["method"], [[html.escape(pages.METHODS.get(name, name))] for name in methods]
     for metric in metrics:
-        label, unit, _ = METRICS.get(metric, (metric, "", 0))
-        notes = [note for note in (unit, BETTER.get(METRIC_DIRECTION.get(metric, ""))) if note]
+        label, unit, _ = pages.METRICS.get(metric, (metric, "", 0))
+        notes = [note for note in (unit, pages.BETTER.get(METRIC_DIRECTION.get(metric, ""))) if note]
         head.append(html.escape(label) + "".join(f'<span class="unit">{html.escape(note)}</span>' for note in notes))
         known = [values[metric] for values in methods.values() if curves.is_number(values.get(metric))]
         best = (
             {"min": min, "max": max}[METRIC_DIRECTION[metric]](known) if known and metric in METRIC_DIRECTION else None
         )
         for row, values in zip(rows, methods.values(), strict=True):
-            cell = _number(values.get(metric), metric)
+            cell = pages.number_text(values.get(metric), metric)
             row.append(f"<strong>{cell}</strong>" if values.get(metric) == best is not None else cell)
-    return _table(head, rows, chosen=[0])
+    return pages.table(head, rows, chosen=[0])
 
 
 def _panel(run: dict, series: dict[str, curves.Series], title: str, axis: str, note: str, best: str = "") -> str:
@@ -318,7 +218,7 @@ def _panel(run: dict, series: dict[str, curves.Series], title: str, axis: str, n
 
 def _validated(run: dict) -> list[str]:
     """Returns the validated metrics, the deciding one first; what training logs too is compared elsewhere."""
-    order = [run["monitor"], *METRICS, *run["val"]]
+    order = [run["monitor"], *pages.METRICS, *run["val"]]
     return sorted((name for name in run["val"] if name not in run["train"]), key=order.index)
 
 
@@ -329,8 +229,8 @@ def _curves(run: dict) -> str:
         direction = METRIC_DIRECTION.get(name, "")
         note = "Decides the best checkpoint. " if name == run["monitor"] else ""
         if direction and (point := curves.best_point(series, direction)):
-            note += f"Best (star): {_with_unit(point[1], name)} at epoch {point[0]:.4g}; {BETTER[direction]}."
-        panel = _panel(run, {name: series}, _label(name), _axis(name), note, direction)
+            note += f"Best (star): {_with_unit(point[1], name)} at epoch {point[0]:.4g}; {pages.BETTER[direction]}."
+        panel = _panel(run, {name: series}, pages.label(name), pages.axis_label(name), note, direction)
         sections.setdefault("Validation", []).append(panel)
     lines = []
     for heading, title, axis, note, names in curves.panels(run["train"]):
@@ -348,29 +248,9 @@ def _curves(run: dict) -> str:
     return f'{text}<p class="note">{html.escape(" ".join(lines))}</p>\n' if text else ""
 
 
-def _embedded(path: Path, limit: int) -> str:
-    """Returns an <img> that holds the picture, as JPEG and smaller if its text in the page would exceed `limit` bytes.
-
-    Raises:
-        OSError: not a picture, or a damaged one.
-    """
-    data, kind = path.read_bytes(), "png"
-    with Image.open(io.BytesIO(data)) as opened:
-        picture = opened.convert("RGBA")
-    flat = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-    size, scale = flat.size, 1.0
-    while len(data) * 4 > limit * 3 and min(size) > 1:
-        size = tuple(max(1, round(scale * side)) for side in flat.size)
-        buffer, kind = io.BytesIO(), "jpeg"
-        flat.resize(size, Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=88, subsampling=0)
-        data, scale = buffer.getvalue(), 0.85 * scale
-    text = base64.b64encode(data).decode("ascii")
-    return f'<img alt="" width="{flat.width}" height="{flat.height}" src="data:image/{kind};base64,{text}">'
-
-
 def _picture(run: dict, name: str, limit: int, caption: str) -> str:
     try:
-        image = _embedded(run["workdir"] / name, limit)
+        image = pages.embedded_picture(run["workdir"] / name, limit)
     except FileNotFoundError:
         run["missing"].append(name)
         return ""
@@ -421,7 +301,7 @@ def _gap(run: dict) -> str:
         cells = [html.escape(name)]
         for epoch, validation, training in (points[0], points[-1]):
             share = f"{(validation - training) / abs(training):+.1%}" if training else "-"
-            cells += [f"{epoch:.4g}", _number(training, name), _number(validation, name), share]
+            cells += [f"{epoch:.4g}", pages.number_text(training, name), pages.number_text(validation, name), share]
         rows.append(cells)
     if not rows:
         return "<p>Nothing is logged for both training and validation, so no gap between them can be given.</p>\n"
@@ -430,13 +310,14 @@ def _gap(run: dict) -> str:
         *(f"{when}{what}" for when in ("first: ", "last: ") for what in ("epoch", "train", "val", "gap")),
     ]
     panels = "".join(
-        _panel(run, {"train": run["train"][name], "val": run["val"][name]}, name, _axis(name), "") for name in both
+        _panel(run, {"train": run["train"][name], "val": run["val"][name]}, name, pages.axis_label(name), "")
+        for name in both
     )
     return (
         "<p>Validation beside the mean of training since the validation before. The gap is how far validation lies "
         "above training; one that grows while training improves is overfitting. Both differ in more than the pictures: "
         "training has augmentations, batch statistics and new masks, validation the averaged weights and fixed "
-        f'masks.</p>\n{_table(head, rows)}<div class="panels">\n{panels}</div>\n'
+        f'masks.</p>\n{pages.table(head, rows)}<div class="panels">\n{panels}</div>\n'
     )
 
 
@@ -449,16 +330,16 @@ def _returns(run: dict, rate: float) -> str:
         direction = METRIC_DIRECTION[name]
         best = dict(zip(epochs, curves.running_best(values, direction), strict=True))
         epoch, last = curves.diminishing_returns(epochs, values, direction, rate), epochs[-1]
-        label = html.escape(_label(name))
-        cells = [label, "not reached", "-", "-", _number(best[last], name), "-"]
+        label = html.escape(pages.label(name))
+        cells = [label, "not reached", "-", "-", pages.number_text(best[last], name), "-"]
         if epoch is not None:
             share = f"{abs(best[last] - best[epoch]) / abs(best[epoch]):.2%}" if best[epoch] else "-"
             cells = [
                 label,
                 f"{epoch:.4g}",
                 f"{last - epoch:.4g}",
-                _number(best[epoch], name),
-                _number(best[last], name),
+                pages.number_text(best[epoch], name),
+                pages.number_text(best[last], name),
             ]
             cells.append(share)
         rows.append(cells)
@@ -474,7 +355,7 @@ def _returns(run: dict, rate: float) -> str:
     return (
         f"<p>The first validated epoch after which the best value so far improves by less than {rate:.2%} of itself "
         "per epoch, on average from there to every later validation, and what training past it gained in all."
-        f"{note}</p>\n{_table(head, rows, chosen=chosen)}"
+        f"{note}</p>\n{pages.table(head, rows, chosen=chosen)}"
     )
 
 
@@ -494,65 +375,7 @@ def _throughput(run: dict) -> str:
         table.append([label, f"{seconds:,.1f}", f"{images:,}", f"{per_second:,.1f}", f"{wait:,.2f}", f"{share:.1%}"])
     head = ["stretch", "seconds", "images", "images per second", "waited for data (s)", "share of the time"]
     note = "Seconds hold validation and checkpoints too, the first stretch also compilation."
-    return f'{_table(head, table, chosen=[len(table) - 1])}<p class="note">{note}</p>\n'
-
-
-def _config(run: dict) -> str:
-    """Returns every field of the config; those that differ from the common base are marked and show its value."""
-    if not run["config"]:
-        return ""
-    own = config_module.flatten(ml_collections.ConfigDict(run["config"]))
-    base = {key: _plain(value) for key, value in config_module.flatten(common.base()).items()}
-    rows, chosen = [], []
-    for number, (key, value) in enumerate(own.items()):
-        differs = key not in base or base[key] != value
-        chosen += [number] if differs else []
-        shown = "" if not differs else json.dumps(base[key]) if key in base else "(absent)"
-        cells = [html.escape(text) for text in (key, json.dumps(value), shown)]
-        rows.append([f"<strong>{cell}</strong>" for cell in cells[:2]] + cells[2:] if differs else cells)
-    table = _table(["field", "value", "in the base"], rows, texts=3, chosen=chosen)
-    note = f"{len(chosen)} of {len(rows)} fields differ from configs/common.py; they are bold and shaded."
-    return f'<p>{note}</p>\n<div class="fields">{table}</div>'
-
-
-def _plain(value: Any) -> Any:
-    return json.loads(json.dumps(value))  # tuples within tuples become lists, as in config.json
-
-
-def _command(run: dict) -> tuple[str, str]:
-    """Returns the command of the run, as recorded or put together from its config, and a note on it."""
-    if recorded := run["environment"].get("command"):
-        return shlex.join(map(str, recorded)), ""
-    stem, _, argument = run["name"].removesuffix(".py").replace(".py:", ":").partition(":")
-    if not run["config"] or not stem.isidentifier() or not importlib.util.find_spec(f"configs.{stem}"):
-        return "", "Neither the command nor a config of this repository is recorded."
-    own = config_module.flatten(config_module.from_json(json.dumps(run["config"])))
-    try:
-        start = config_module.flatten(importlib.import_module(f"configs.{stem}").get_config(argument))
-    except (AttributeError, ValueError) as error:
-        return "", f"The command cannot be put together: {error}."
-    words = ["python", "launch/main.py", "--config", f"configs/{stem}.py" + (f":{argument}" if argument else "")]
-    changed = {key: value for key, value in own.items() if key in start and start[key] != value}
-    words += [f"--config.{key}={tuple(value) if isinstance(value, list) else value}" for key, value in changed.items()]
-    unknown = [key for key in own if key not in start]
-    note = "Put together from config.json, because the run did not record its command."
-    return shlex.join(words), note + (f" Today's config has no {', '.join(unknown)}." if unknown else "")
-
-
-def _reproduce(run: dict) -> str:
-    environment = run["environment"]
-    command, note = _command(run)
-    text = f"<pre>{html.escape(command)}</pre>\n" if command else ""
-    text += f'<p class="note">{html.escape(note)}</p>\n' if note else ""
-    packages = environment.get("packages") or {}
-    pairs = [
-        ("Folder", str(environment.get("working_folder", ""))),
-        ("Git commit", str(environment.get("git_commit", ""))),
-        ("Python", str(environment.get("python", ""))),
-        ("Platform", str(environment.get("platform", ""))),
-        ("Packages", ", ".join(f"{name} {version}" for name, version in packages.items())),
-    ]
-    return text + (_pairs(pairs) if environment else "")
+    return f'{pages.table(head, table, chosen=[len(table) - 1])}<p class="note">{note}</p>\n'
 
 
 def _warnings(run: dict) -> str:
