@@ -48,21 +48,21 @@ def base() -> ml_collections.ConfigDict:
 def _data() -> ml_collections.ConfigDict:
     """Where pictures come from and how they are read."""
     c = ml_collections.ConfigDict()
-    c.source = "procedural_normals"  # procedural_normals | bundled_photos | folder | tfds
-    c.path = ""  # folder: root of the image tree; tfds: the data_dir; "" = INPAINT_DATA_DIR/<name> for a folder
-    c.name = ""  # a folder below INPAINT_DATA_DIR, or the name of a TFDS data set
+    c.source = "procedural_normals"  # procedural_normals | bundled_photos (photographs in scikit-image) | folder | tfds
+    c.path = ""  # folder: root of the image tree, "" = INPAINT_DATA_DIR/<name>; tfds: the data_dir, "" = TFDS's default
+    c.name = ""  # a folder below INPAINT_DATA_DIR, or a TFDS set in array_record ("celeb_a", "mine:1.0.0")
     c.kind = "normal_maps"  # normal_maps | photographs: which metrics, baselines and augmentations apply
     c.normal_y = "up"  # which way the green channel of a normal map points: up (OpenGL) | down (DirectX) | mixed
     c.fit = "resize"  # resize (centre square, then scale) | crop (native resolution; random in training)
-    c.limit = 0  # use only so many training examples (the first by hash); 0 = all
+    c.limit = 0  # use only so many training examples (folder, tfds: the first by hash); 0 = all
     c.embedded_counts = (20000, 512, 640)  # procedural_normals, bundled_photos: pictures of train, val, test
-    c.split_counts = (0, 0, 0)  # exact sizes of train, val, test; zeros = split_fractions (embedded_counts) decide
-    c.split_fractions = (0.8, 0.1, 0.1)  # thresholds on the hash of each picture's group
-    c.split_folders = ("", "", "")  # explicit folders below the path for train, val, test
+    c.split_counts = (0, 0, 0)  # exact sizes of train, val, test, drawn by hash from all pictures; zeros = not used
+    c.split_fractions = (0.8, 0.1, 0.1)  # thresholds on the hash of a picture's group; tfds: its own splits come first
+    c.split_folders = ("", "", "")  # for train, val, test: folder: folders below the path; tfds: splits of the set
     c.group_pattern = ""  # regular expression on the file name; equal first groups stay in one split
     c.skip_bad = 0  # so many unreadable files are left out with a warning; one more is an error
     c.reader_threads = 2  # threads that decode or render examples
-    c.cache_megabytes = 2048  # decoded training pictures are kept in memory up to this size; 0 = decode each time
+    c.cache_megabytes = 2048  # decoded pictures of a split stay in memory if all fit in here; 0 = decode each time
     c.augment = True  # random flips and quarter turns on the device
     return c
 

@@ -263,3 +263,14 @@ def test_real_normal_maps_split_by_source_picture():
     assert all(groups)
     assert sum(map(len, groups)) == len(set.union(*groups)) > 500
     assert splits["val"][0].shape == (32, 32, 3)
+
+
+def test_memory_of_decoded_pictures_is_bounded_whatever_their_sizes():
+    sides = [8, 64, 8, 64]
+    source = ImageSource(list("abcd"), lambda i: np.zeros((sides[i], sides[i], 3), np.uint8), "x", cache_bytes=5000)
+    for _ in range(2):
+        assert [len(image) for image in source] == sides
+    # The small ones would fit four times over, the large ones not even once.
+    assert sum(image.nbytes for image in source._kept.values()) == 2 * 8 * 8 * 3
+    with pytest.raises(IndexError, match="picture 4 of a source of 4"):
+        source[4]

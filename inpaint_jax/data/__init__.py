@@ -7,44 +7,66 @@ from collections.abc import Callable
 from pathlib import Path
 
 import ml_collections
+import numpy as np
 
-from inpaint_jax.data import folder, procedural_normals, splits, tfds_source
+from inpaint_jax.data import bundled_photos, folder, procedural_normals, splits, tfds_source
 from inpaint_jax.data.source import ImageSource
 
 Splits = dict[str, ImageSource]
-# One seed for everyone: the pictures do not depend on the seed of the training run.
-PROCEDURAL_SEED = 20260101
+# One seed for everyone: embedded pictures do not depend on the seed of the training run.
+EMBEDDED_SEED = 20260101
 
 
 def _fingerprint(*parts: object) -> str:
     return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:16]
 
 
-def _procedural(config: ml_collections.ConfigDict, size: int, cache: Path | None) -> Splits:
+def _embedded(
+    config: ml_collections.ConfigDict,
+    kind: str,
+    render: Callable[[str, int], np.ndarray],
+    identity: Callable[[str], tuple],
+) -> Splits:
+    """Returns splits of pictures made on demand, `render(split, index)`; `identity(split)` changes with the pixels."""
     field = "split_counts" if any(config.split_counts) else "embedded_counts"
     counts = tuple(config[field])
     if min(counts) < 1:
-        raise ValueError(f"config.data.{field} = {counts}: each split needs at least one map")
-    if config.kind != "normal_maps":
-        raise ValueError(f"config.data.kind = {config.kind!r}: the source procedural_normals holds normal_maps")
-    # Splits lie far apart in the index space, so that a larger training split never runs into the others.
-    offsets = {"train": 0, "val": 1 << 40, "test": 2 << 40}
+        raise ValueError(f"config.data.{field} = {counts}: each split needs at least one picture")
+    if config.kind != kind:
+        raise ValueError(f"config.data.kind = {config.kind!r}: the source {config.source} holds {kind}")
     result = {}
-    for name, count in zip(splits.SPLITS, counts, strict=True):
-        offset = offsets[name]
-        if name == "train" and config.limit:
+    for split, count in zip(splits.SPLITS, counts, strict=True):
+        if split == "train" and config.limit:
             count = min(count, config.limit)
-
-        def load(index: int, offset: int = offset):
-            return procedural_normals.render_normal_map(PROCEDURAL_SEED, offset + index, size, config.normal_y)
-
-        result[name] = ImageSource(
-            [f"{name}_{i:06d}" for i in range(count)],
-            load,
-            _fingerprint("procedural_normals", procedural_normals.VERSION, offset, count, size, config.normal_y),
+        result[split] = ImageSource(
+            [f"{split}_{i:06d}" for i in range(count)],
+            functools.partial(render, split),
+            _fingerprint(config.source, split, count, *identity(split)),
             config.cache_megabytes << 20,
         )
     return result
+
+
+def _procedural(config: ml_collections.ConfigDict, size: int, cache: Path | None) -> Splits:
+    # Splits lie far apart in the index space, so that a larger training split never runs into the others.
+    offsets = {"train": 0, "val": 1 << 40, "test": 2 << 40}
+
+    def render(split: str, index: int) -> np.ndarray:
+        return procedural_normals.render_normal_map(EMBEDDED_SEED, offsets[split] + index, size, config.normal_y)
+
+    return _embedded(config, "normal_maps", render, lambda _: (procedural_normals.VERSION, size, config.normal_y))
+
+
+def _photographs(config: ml_collections.ConfigDict, size: int, cache: Path | None) -> Splits:
+    bundled_photos.check_size(size)
+
+    def render(split: str, index: int) -> np.ndarray:
+        return bundled_photos.window(EMBEDDED_SEED, split, index, size)
+
+    def identity(split: str) -> tuple:
+        return bundled_photos.VERSION, size, *bundled_photos.content_hashes(split)
+
+    return _embedded(config, "photographs", render, identity)
 
 
 def _folder(config: ml_collections.ConfigDict, size: int, cache: Path | None) -> Splits:
@@ -106,17 +128,34 @@ def _fit(config: ml_collections.ConfigDict, split: str) -> str:
 
 
 def _tfds(config: ml_collections.ConfigDict, size: int, cache: Path | None) -> Splits:
-    names, loaders, identity = tfds_source.open_pictures(config.name, config.path)
+    prepared = tfds_source.open_prepared(config.name, config.path)
+    own = None if any(config.split_counts) else tfds_source.own_splits(prepared, config.split_folders)
+    crops_of_any_size = config.fit == "crop" and None in prepared.shape[:2]
+    examined = {}
+    if crops_of_any_size or (own is None and prepared.has_picture):
+        examined = tfds_source.examine(prepared, cache and cache / "tfds_manifest.json")
+    if own is not None:
+        places_by_split = [[(split, i) for i in range(len(prepared.records[split]))] for split in own]
+    else:
+        places = [(split, i) for split, records in prepared.records.items() for i in range(len(records))]
+        names = [tfds_source.record_name(*place) for place in places]
+        groups = [examined[n][1] if prepared.has_picture else f"{prepared.name} {n}" for n in names]
+        places_by_split = [[places[i] for i in chosen] for chosen in _assign(config, groups)]
     result = {}
-    for split, chosen in zip(splits.SPLITS, _assign(config, [f"{identity} {name}" for name in names]), strict=True):
+    for split, places in zip(splits.SPLITS, places_by_split, strict=True):
         if split == "train" and config.limit:
-            chosen = chosen[: config.limit]
-        if not chosen:
-            raise ValueError(f"the {split} split of {config.name!r} is empty: change the split's share")
+            key = {place: splits.position(f"{prepared.name} {tfds_source.record_name(*place)}") for place in places}
+            places = sorted(sorted(places, key=key.get)[: config.limit])
+        if not places:
+            raise ValueError(f"the {split} split of {prepared.name!r} is empty: change the split's share")
+        names = [tfds_source.record_name(*place) for place in places]
+        if config.fit == "crop":
+            sides = {n: examined[n][0] if crops_of_any_size else min(prepared.shape[:2]) for n in names}
+            tfds_source.refuse_small(prepared, sides, size)
         result[split] = ImageSource(
-            [names[i] for i in chosen],
-            tfds_source.loader([loaders[i] for i in chosen], size, _fit(config, split)),
-            _fingerprint("tfds", identity, size, config.fit, *(names[i] for i in chosen)),
+            names,
+            tfds_source.loader(prepared, places, size, _fit(config, split)),
+            _fingerprint("tfds", prepared.identity, size, config.fit, *names),
             config.cache_megabytes << 20,
         )
     return result
@@ -136,6 +175,7 @@ def _folder_root(config: ml_collections.ConfigDict) -> Path:
 # Name in config.data.source -> function (config.data, image size, folder for cached manifests or None) -> splits.
 SOURCES: dict[str, Callable[[ml_collections.ConfigDict, int, Path | None], Splits]] = {
     "procedural_normals": _procedural,
+    "bundled_photos": _photographs,
     "folder": _folder,
     "tfds": _tfds,
 }
@@ -144,12 +184,12 @@ SOURCES: dict[str, Callable[[ml_collections.ConfigDict, int, Path | None], Split
 def load_splits(config: ml_collections.ConfigDict, size: int, cache: Path | None = None) -> Splits:
     """Returns `{"train", "val", "test"}` sources of uint8 (size, size, 3) pictures.
 
-    With `config.fit = "crop"` the training pictures of a folder stay whole: `pipeline.train_batches` cuts windows.
+    With `config.fit = "crop"` training pictures that are read stay whole: `pipeline.train_batches` cuts windows.
 
     Args:
         config: `config.data`.
         size: height and width of every picture, in pixels.
-        cache: folder in which a folder source keeps its manifest of checked files; None = check every time.
+        cache: folder in which the sources folder and tfds keep what they found in the files; None = look every time.
 
     Raises:
         ValueError: an unknown source, a missing or empty folder, bad files, an empty split.

@@ -1,23 +1,58 @@
-"""Pictures of a TensorFlow Datasets builder, read without TensorFlow through `tfds.data_source`."""
+"""Pictures of a prepared TensorFlow Datasets set, read without TensorFlow and without the code that prepared it."""
 
-from collections.abc import Callable
+import hashlib
+import io
+import json
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image, UnidentifiedImageError
 
-from inpaint_jax import image_files
+from inpaint_jax import image_files, run_folder
+
+log = logging.getLogger("inpaint_jax")
+
+MANIFEST_VERSION = 1
+PICTURE = "picture"  # the feature that names the picture from which a crop was cut
+_VALIDATION = ("validation", "val")
 
 
-def open_pictures(name: str, data_dir: str) -> tuple[list[str], list[Callable[[], np.ndarray]], str]:
-    """Returns the names and loaders of all pictures of a prepared data set, and what identifies it.
+@dataclass(frozen=True)
+class PreparedSet:
+    """A prepared set, opened for reading; any thread may read.
+
+    Attributes:
+        name: name and version, such as "celeb_a/2.1.0".
+        identity: changes whenever the set was prepared from other pictures.
+        records: split -> encoded examples, random access.
+        shape: of every picture, (height, width, channels); None where they differ.
+        decode: example -> uint8 (H, W, channels).
+        fields: example -> the encoded picture and the feature "picture", "" where the set has none.
+        has_picture: whether it has the text feature "picture".
+    """
+
+    name: str
+    identity: str
+    records: dict[str, Sequence[bytes]]
+    shape: tuple[int | None, ...]
+    decode: Callable[[bytes], np.ndarray]
+    fields: Callable[[bytes], tuple[bytes, str]]
+    has_picture: bool
+
+
+def open_prepared(name: str, data_dir: str) -> PreparedSet:
+    """Opens a data set that was prepared in the format array_record, from its files alone.
 
     Args:
-        name: as TFDS knows it, such as "celeb_a" or "my_maps:1.0.0"; prepared in the format array_record, with a
-            feature "image".
+        name: as TFDS knows it, such as "celeb_a", "my_crops:1.0.0" or "set/config"; needs a feature "image".
         data_dir: where it was prepared; "" = TFDS's own default.
 
     Raises:
-        ValueError: no such data set there, another file format, or no feature "image".
+        ValueError: no such data set there, another file format, or no 8-bit feature "image".
     """
     if not name:
         raise ValueError("the tfds source needs the name of a data set: set config.data.name")
@@ -25,30 +60,151 @@ def open_pictures(name: str, data_dir: str) -> tuple[list[str], list[Callable[[]
     import tensorflow_datasets as tfds
 
     try:
-        builder = tfds.builder(name, data_dir=str(Path(data_dir).expanduser()) if data_dir else None)
-        if "image" not in builder.info.features:
-            raise ValueError(f"the TFDS data set {name!r} has no feature 'image'")
-        sources = {split: builder.as_data_source(split) for split in sorted(builder.info.splits)}
-    except (tfds.core.registered.DatasetNotFoundError, NotImplementedError, AssertionError, OSError) as error:
+        # Not `tfds.builder`: where it knows the set's code, it looks for the version of the code, not of the files.
+        builder = tfds.core.read_only_builder.builder_from_files(
+            name, data_dir=str(Path(data_dir).expanduser()) if data_dir else None
+        )
+        # Whole examples as bytes: TFDS would decode every feature, of celeb_a fifty beside the picture.
+        method = tfds.decode.DeserializeMethod.RAW_BYTES
+        records = {
+            str(split): builder.as_data_source(split, deserialize_method=method)
+            for split, info in sorted(builder.info.splits.items())
+            if info.num_examples
+        }
+    except (tfds.core.DatasetNotFoundError, NotImplementedError, AssertionError, OSError, ImportError) as error:
         raise ValueError(
             f"the TFDS data set {name!r} cannot be read from {data_dir or 'the default data_dir'!r} "
             f"({str(error).splitlines()[0]}): prepare it with file_format='array_record', and set config.data.path"
         ) from error
-    if not sources:
-        raise ValueError(f"the TFDS data set {name!r} is not prepared: run its download_and_prepare first")
-    names, loaders = [], []
-    for split, source in sources.items():
-        names += [f"{split}/{i:08d}" for i in range(len(source))]
-        loaders += [lambda source=source, i=i: source[i]["image"] for i in range(len(source))]
-    return names, loaders, f"{builder.info.full_name} {len(names)}"
+    features = dict(builder.info.features.items())
+    image = features.get("image")
+    if not isinstance(image, tfds.features.Image) or image.np_dtype != np.uint8:
+        raise ValueError(f"the TFDS data set {name!r} has no feature 'image' of 8-bit pictures: choose another set")
+    has_picture = isinstance(features.get(PICTURE), tfds.features.Text)
+    only_image = tfds.features.FeaturesDict({"image": image})
+    wanted = {"image": image, PICTURE: tfds.features.Text()} if has_picture else {"image": image}
+    both, undecoded = tfds.features.FeaturesDict(wanted), {"image": tfds.decode.SkipDecoding()}
+
+    def fields(record: bytes) -> tuple[bytes, str]:
+        example = both.deserialize_example_np(record, decoders=undecoded)
+        return example["image"], example[PICTURE].decode() if has_picture else ""
+
+    return PreparedSet(
+        name=builder.info.full_name,
+        identity=_identity(builder.info.full_name, builder.info.splits, records),
+        records=records,
+        shape=tuple(image.shape),
+        decode=lambda record: only_image.deserialize_example_np(record)["image"],
+        fields=fields,
+        has_picture=has_picture,
+    )
 
 
-def loader(loaders: list[Callable[[], np.ndarray]], size: int, fit: str) -> Callable[[int], np.ndarray]:
-    """Returns index -> uint8 (size, size, 3); `fit` "whole" leaves the picture as is."""
+def _identity(name: str, infos: dict, records: dict[str, Sequence[bytes]]) -> str:
+    digest = hashlib.sha256(name.encode())
+    for split, source in records.items():
+        # Sizes and two examples: reading a large set through would take minutes at every start.
+        digest.update(f"{split} {infos[split].num_examples} {infos[split].num_bytes}".encode())
+        digest.update(source[0] + source[len(source) - 1])
+    return f"{name} {digest.hexdigest()[:16]}"
+
+
+def own_splits(prepared: PreparedSet, wanted: Sequence[str]) -> tuple[str, str, str] | None:
+    """Returns the set's own splits for train, val and test; None where it has none of its own for all three.
+
+    Args:
+        wanted: `config.data.split_folders`; empty names = train, validation or val, and test.
+
+    Raises:
+        ValueError: a split is named that the set does not have, or one twice, or not all three are named.
+    """
+    known = sorted(prepared.records)
+    if any(wanted):
+        if not set(wanted) <= set(known) or len(set(wanted)) < 3:
+            raise ValueError(
+                f"config.data.split_folders = {tuple(wanted)}: name three different splits of {prepared.name!r}, "
+                f"which has {', '.join(known)}, or none"
+            )
+        return tuple(wanted)
+    validation = [split for split in _VALIDATION if split in known]
+    if "train" in known and "test" in known and validation:
+        return "train", validation[0], "test"
+    return None
+
+
+def examine(prepared: PreparedSet, cache: Path | None) -> dict[str, tuple[int, str]]:
+    """Returns `{record name: (shorter side in pixels, source picture or "")}`, without decoding a picture.
+
+    Args:
+        cache: JSON file of an earlier call, used where the set is still the same; None = read every record.
+
+    Raises:
+        ValueError: a record holds no picture.
+    """
+    if cache is not None and cache.exists():
+        try:
+            stored = json.loads(cache.read_text())
+            if (stored["version"], stored["identity"]) == (MANIFEST_VERSION, prepared.identity):
+                return {name: (side, picture) for name, (side, picture) in stored["records"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            log.warning("the manifest %s is unreadable (%s) and is made anew", cache, error)
+
+    def look(place: tuple[str, int]) -> tuple[int, str]:
+        split, index = place
+        encoded, picture = prepared.fields(prepared.records[split][index])
+        try:
+            with Image.open(io.BytesIO(encoded)) as image:
+                return min(image.size), picture
+        except (OSError, UnidentifiedImageError) as error:
+            raise _damaged(prepared, record_name(split, index), error) from error
+
+    places = [(split, i) for split, source in prepared.records.items() for i in range(len(source))]
+    with ThreadPoolExecutor(8) as pool:
+        records = {record_name(*place): found for place, found in zip(places, pool.map(look, places), strict=True)}
+    if cache is not None:
+        content = {"version": MANIFEST_VERSION, "identity": prepared.identity, "records": records}
+        run_folder.write_text(cache, json.dumps(content, indent=0))
+    return records
+
+
+def record_name(split: str, index: int) -> str:
+    """Returns the name of a record in reports, which also decides its split where all are pooled."""
+    return f"{split}/{index:08d}"
+
+
+def refuse_small(prepared: PreparedSet, sides: dict[str, int], size: int) -> None:
+    """Raises ValueError if a picture is smaller than a crop of `size` pixels, by the shorter sides of the records."""
+    small = [name for name, side in sides.items() if side < size]
+    if small:
+        raise ValueError(
+            f"{len(small)} of {len(sides)} pictures of the TFDS data set {prepared.name!r} are too small for "
+            f"config.data.fit = 'crop' with config.image_size = {size}; the first is {small[0]} with "
+            f"{sides[small[0]]} pixels on its shorter side: prepare the set without them, or use fit = 'resize'"
+        )
+
+
+def loader(
+    prepared: PreparedSet, places: Sequence[tuple[str, int]], size: int, fit: str
+) -> Callable[[int], np.ndarray]:
+    """Returns index -> uint8 (size, size, 3) of (split, record) `places[index]`; `fit` "whole" leaves it as it is.
+
+    Grey becomes RGB; an alpha channel is dropped, not blended.
+    """
 
     def load(index: int) -> np.ndarray:
-        image = loaders[index]()
+        split, record = places[index]
+        try:
+            image = prepared.decode(prepared.records[split][record])
+        # TFDS passes on what its decoder returns for a damaged picture: nothing.
+        except (AttributeError, OSError) as error:
+            raise _damaged(prepared, record_name(split, record), error) from error
         image = np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image[..., :3]
         return image if fit == "whole" else image_files.fit_square(image, size, fit)
 
     return load
+
+
+def _damaged(prepared: PreparedSet, name: str, error: Exception) -> ValueError:
+    return ValueError(
+        f"{name} of the TFDS data set {prepared.name!r} holds no picture ({error}): prepare the set again without it"
+    )
