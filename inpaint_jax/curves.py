@@ -164,7 +164,8 @@ def robust_limits(values: Sequence[float]) -> tuple[float, float]:
     """Returns the range that an axis should show: everything, unless a few values would flatten the rest.
 
     Left out are values that lie further from the middle 80% than three times the spread of those: at most a tenth of
-    the values at each end (at least one, of four or more). Where the middle is constant there is nothing to flatten.
+    the values at each end (at least one, of four or more). Of fewer than twenty values the middle says less, and they
+    must lie further out in proportion. Where the middle is constant there is nothing to flatten.
 
     Args:
         values: finite, at least one.
@@ -176,7 +177,7 @@ def robust_limits(values: Sequence[float]) -> tuple[float, float]:
     if len(ordered) >= 4:
         cut = math.ceil((1 - MIDDLE_SHARE) / 2 * len(ordered))
         low, high = ordered[cut], ordered[-1 - cut]
-        reach = OUTLYING * (high - low)
+        reach = OUTLYING * max(1.0, 20 / len(ordered)) * (high - low)
         if reach > 0:
             ordered = ordered[(ordered >= low - reach) & (ordered <= high + reach)]
     return float(ordered[0]), float(ordered[-1])

@@ -176,6 +176,7 @@ def test_what_is_no_divergence_is_shown():
     assert curves.robust_limits(decline) == (decline[-1], decline[0])
     assert curves.robust_limits([0.0, *[1e-3] * 99]) == (0.0, 1e-3)  # warmup, then constant
     assert curves.robust_limits([0.0] * 99 + [1.0]) == (0.0, 1.0)  # a counter
+    assert curves.robust_limits([7.4, 6.6, 6.43, 6.42])[1] == 7.4  # a short run
     assert curves.axis_limits([[1.0, 10.0, 100.0, 1000.0, 10.0]])[0] == "log"
     assert curves.axis_limits([[0.01] * 9, [7.0] * 9])[0] == "log"
     assert curves.axis_limits([[0.0, 10.0, 100.0, 1000.0, 10.0]])[0] == "linear"
