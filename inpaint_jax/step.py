@@ -27,6 +27,7 @@ class System:
         config: the whole config.
         generator, discriminator: modules; no discriminator in generator-only runs.
         optimizers, schedules: one chain and one learning rate, a function of the count of updates, for each group.
+        axis_name: mapped axis of the replicas, over which gradients are averaged; None outside of a map.
     """
 
     config: ml_collections.ConfigDict
@@ -34,6 +35,7 @@ class System:
     discriminator: nn.Module | None
     optimizers: dict[str, optax.GradientTransformationExtraArgs]
     schedules: dict[str, optax.Schedule]
+    axis_name: str | None = AXIS
 
 
 def make_system(config: ml_collections.ConfigDict, total_steps: int, axis_name: str | None = AXIS) -> System:
@@ -54,7 +56,7 @@ def make_system(config: ml_collections.ConfigDict, total_steps: int, axis_name: 
     groups = optim.group_names(shapes.params)
     optimizers = {group: optim.make_optimizer(config.optimizer, group, total_steps) for group in groups}
     schedules = {group: optim.learning_rate(config.optimizer, group, total_steps) for group in groups}
-    return System(config, generator, discriminator, optimizers, schedules)
+    return System(config, generator, discriminator, optimizers, schedules, axis_name)
 
 
 def _mean_over_replicas(tree: Tree, axis_name: str | None) -> Tree:
@@ -183,7 +185,7 @@ def averaged(function: Gradients, system: System, state: TrainState, batch: Batc
             gradients = jax.tree.map(jnp.add, gradients, new_gradients)
             scalars = jax.tree.map(jnp.add, scalars, new_scalars)
     gradients, scalars = jax.tree.map(lambda x: x / parts, (gradients, scalars))
-    gradients, scalars = _mean_over_replicas((gradients, scalars), system.generator.axis_name)
+    gradients, scalars = _mean_over_replicas((gradients, scalars), system.axis_name)
     return gradients, {name: state.stats[name] for name in gradients}, scalars
 
 
