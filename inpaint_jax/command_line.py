@@ -3,6 +3,7 @@
 Nothing here imports JAX, so that `--help` and wrong usage answer at once.
 """
 
+import errno
 import functools
 import logging
 import os
@@ -11,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import ml_collections
 from absl import flags
-from ml_collections import config_flags
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,28 +22,38 @@ log = logging.getLogger("inpaint_jax")
 ERROR, USAGE, INTERRUPTED = 1, 2, 130
 
 
-def run(main: Callable[[], int], usage: str) -> None:
+def run(main: Callable[..., int], usage: str, arguments: bool = False) -> None:
     """Parses the flags, calls `main`, and exits with its code, or with 1 or 2 and one clear message.
 
     Args:
         main: the command; a ValueError, OSError or FloatingPointError of it is the user's to mend, so its message is
             printed without a traceback (which goes to the log file where there is one).
         usage: the command's docstring, shown by --help.
+        arguments: call `main` with the list of what stands on the command line beside options; False: refuse it.
     """
     if {"--help", "-h", "-help"} & set(sys.argv[1:]):
         own = flags.FLAGS.get_key_flags_for_module(sys.argv[0])
         listed = "".join(f"  --{flag.name}: {flag.help}\n" for flag in own)
         print(f"{usage.strip()}\n\nOptions:\n{listed}", end="")
         sys.exit(0)
+    if arguments:
+        flags.FLAGS.set_gnu_getopt(True)  # options may follow arguments
     try:
         rest = flags.FLAGS(sys.argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError, SyntaxError) as error:
+    except flags.Error as error:
         _fail(error, USAGE)
-    if len(rest) > 1:
+    # Beside the flags' own errors only a config file, or a field of it on the command line, raises here.
+    except OSError:
+        _fail(ValueError(_no_config_file("config")), USAGE)
+    except (AttributeError, LookupError, TypeError, ValueError, SyntaxError, ImportError, NameError) as error:
+        if isinstance(_innermost(error), KeyError):
+            _fail(error, USAGE)
+        _fail(ValueError(f"the config file, or a field set on the command line, is wrong ({error}): mend it"), USAGE)
+    if len(rest) > 1 and not arguments:
         _fail(ValueError(f"unexpected argument {rest[1]!r}: options start with --"), USAGE)
     _show_log_lines()
     try:
-        code = main()
+        code = main(rest[1:]) if arguments else main()
     except flags.Error as error:
         _fail(error, USAGE)
     except (ValueError, OSError, FloatingPointError) as error:
@@ -90,17 +101,50 @@ def _fail(error: BaseException, code: int) -> None:
     sys.exit(code)
 
 
-def _message(error: BaseException) -> str:
-    # ml_collections wraps the KeyError of an unknown field, and str() of a KeyError is its repr, escapes included.
+# What converters of values raise -> what the user is to do.
+_GIVE = {
+    "invalid literal for int()": "give a whole number",
+    "could not convert string to float": "give a number",
+    "Non-boolean argument": "give True or False",
+    "as a ConfigDict": "this is a group of fields; set one of the fields in it",
+    "while parsing string": "give a tuple, such as (1,2,3)",
+}
+
+
+def _innermost(error: BaseException) -> BaseException:
+    # ml_collections wraps the KeyError of an unknown field.
     while error.args and isinstance(error.args[0], BaseException):
         error = error.args[0]
+    return error
+
+
+def _message(error: BaseException) -> str:
+    error = _innermost(error)
+    # The text of a KeyError is its repr, escapes included.
     if isinstance(error, KeyError) and error.args:
-        return "the config has no field " + str(error.args[0]).replace("\n", ": ")
+        field, _, suggestion = str(error.args[0]).partition("\n")
+        return f"the config has no field {field}: {suggestion or 'all fields stand in configs/common.py'}"
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return f"the disk is full ({error}): free some space, and run the same command again"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{os.fsdecode(error.filename)!r} cannot be read or written ({error.strerror}): mend it, or give another"
+    if isinstance(error, flags.IllegalFlagValueError):
+        for raised, give in _GIVE.items():
+            if raised in str(error):
+                # "flag --name=value: what the converter raised"
+                return f"{str(error).removeprefix('flag ').split(': ')[0]}: {give}"
     lines = str(error).strip().splitlines()
     # What a config file raises comes with its traceback as text; its last line says what is wrong.
     if any(line.startswith("Traceback") for line in lines):
         return f"{lines[0]} {lines[-1]}"
     return "\n".join(lines)
+
+
+def _no_config_file(flag: str) -> str:
+    # From the command line itself: the flag does not know its value yet where parsing ends early.
+    words = [word for argument in sys.argv[1:] for word in argument.split("=", 1)]
+    given = words[[word.lstrip("-") for word in words].index(flag) + 1]
+    return f"--{flag}={given}: there is no such config file, or it is unreadable"
 
 
 def require(flag: flags.FlagHolder) -> str:
@@ -109,15 +153,20 @@ def require(flag: flags.FlagHolder) -> str:
     Raises:
         flags.Error: it was not given, or it is a config file that cannot be read.
     """
-    if flag.value is None:
+    if flag.value is None and flags.FLAGS[flag.name].present:
+        raise flags.ValidationError(f"--{flag.name}: get_config gives nothing: let it return the config")
+    if flag.value is None or flag.value == "":
         raise flags.ValidationError(f"--{flag.name} is required; --help shows how")
     try:
         # A config file that could not be opened raises only here, at the first look into it.
         getattr(flag.value, "seed", None)
     except OSError as error:
-        given = config_flags.get_config_filename(flags.FLAGS[flag.name])
-        message = f"--{flag.name}={given}: there is no such config file, or it is unreadable"
-        raise flags.ValidationError(message) from error
+        raise flags.ValidationError(_no_config_file(flag.name)) from error
+    if not isinstance(flag.value, str | ml_collections.ConfigDict):
+        raise flags.ValidationError(
+            f"--{flag.name}: get_config gives a {type(flag.value).__name__}: let it return a ConfigDict that starts "
+            "from common.base()"
+        )
     return flag.value
 
 

@@ -1,10 +1,13 @@
 """Configurations as data: flattening, hashes, validation, and what may change between a run and its resumption."""
 
+import difflib
 import hashlib
 import json
 from typing import Any
 
 import ml_collections
+
+from configs import common
 
 # A resumed run may differ in these (prefixes of flattened keys): where things lie, how much is reported, how the work
 # is spread, how fast data is read. Everything else decides numbers, and must stay.
@@ -47,6 +50,31 @@ _NOT_NEGATIVE = (
     "generator.refine",
     *("data.cache_megabytes", "evaluation.samples", "evaluation.val_limit", "evaluation.test_limit"),
 )
+# What lies above can only be a slip, and would end in full memory or in an integer that does not hold it.
+_AT_MOST = {
+    "seed": 2**32 - 1,
+    "mask.evaluation_seed": 2**31 - 1,
+    "image_size": 8192,
+    "batch_size": 2**20,
+    "accumulate": 2**20,
+    "epochs": 2**31 - 1,
+    "max_steps": 2**31 - 1,
+    "generator.width": 4096,
+    "generator.refine": 4096,
+    "discriminator.width": 4096,
+    "data.reader_threads": 1024,
+    "evaluation.batch_size": 2**20,
+    "evaluation.samples": 1000,
+}
+_LARGEST_SPLIT = 10_000_000
+# What a field's default is -> what its value must be, and in words.
+_TYPES = {
+    bool: (bool, "True or False"),
+    int: (int, "a whole number"),
+    float: (int | float, "a number"),
+    str: (str, "a text"),
+    list: (list, "a tuple"),
+}
 # One value for each of train, val and test.
 _PER_SPLIT = {
     "data.split_counts": (int,),
@@ -138,6 +166,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     Raises:
         ValueError: one sentence with the field, its value and what is allowed.
     """
+    _validate_fields(config)
     flat = flatten(config)
     for key, allowed in _ALLOWED.items():
         value = tuple(flat[key]) if isinstance(flat[key], list) else flat[key]
@@ -149,13 +178,17 @@ def validate(config: ml_collections.ConfigDict) -> None:
     for key in _NOT_NEGATIVE:
         if flat[key] < 0:
             raise ValueError(f"config.{key} = {flat[key]}: must be at least 0")
+    for key, most in _AT_MOST.items():
+        if flat[key] > most:
+            raise ValueError(f"config.{key} = {flat[key]}: must be at most {most}")
     for key, types in _PER_SPLIT.items():
         values = flat[key]
         if len(values) != 3 or not all(isinstance(value, types) for value in values):
             kinds = " or ".join(kind.__name__ for kind in types)
             raise ValueError(f"config.{key} = {tuple(values)}: give three {kinds} values, for train, val and test")
-    if min(flat["data.split_counts"]) < 0:
-        raise ValueError(f"config.data.split_counts = {tuple(flat['data.split_counts'])}: must be at least 0")
+    for key in ("data.split_counts", "data.embedded_counts"):
+        if min(flat[key]) < 0 or max(flat[key]) > _LARGEST_SPLIT:
+            raise ValueError(f"config.{key} = {tuple(flat[key])}: each must be from 0 to {_LARGEST_SPLIT}")
     if config.image_size & (config.image_size - 1) or config.image_size < 32:
         raise ValueError(f"config.image_size = {config.image_size}: must be a power of two of at least 32")
     if config.generator.output == "unit" and tuple(config.task.value_range) != (-1.0, 1.0):
@@ -166,8 +199,31 @@ def validate(config: ml_collections.ConfigDict) -> None:
     for key, (low, high) in _RANGES.items():
         # A comparison with nan is false, so nan is refused too.
         if not low <= flat[key] <= high:
-            raise ValueError(f"config.{key} = {flat[key]}: must be from {low:g} to {high:g}")
+            raise ValueError(f"config.{key} = {flat[key]}: must be from {low:g} to {high}")
     _validate_loss_terms(config)
+
+
+def _validate_fields(config: ml_collections.ConfigDict) -> None:
+    """Raises ValueError for a field that is missing, unknown or of another type than in the base config.
+
+    The command line knows the fields of the config file, but the file itself could misspell one.
+    """
+    # Loss terms have names of their own.
+    base, flat = (
+        {key: value for key, value in flatten(c).items() if key != "losses" and not key.startswith("losses.")}
+        for c in (common.base(), config)
+    )
+    for key in sorted(flat.keys() - base.keys()):
+        close = difflib.get_close_matches(key, base, 1)
+        meant = f"did you mean config.{close[0]}?" if close else "all fields stand in configs/common.py"
+        raise ValueError(f"config.{key} is no field of a config: {meant}")
+    for key, default in base.items():
+        if key not in flat:
+            raise ValueError(f"config.{key} is missing: let the config file start from common.base()")
+        kind, words = _TYPES[type(default)]
+        value = flat[key]
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise ValueError(f"config.{key} = {value!r}: must be {words}")
 
 
 def _validate_loss_terms(config: ml_collections.ConfigDict) -> None:
@@ -177,8 +233,8 @@ def _validate_loss_terms(config: ml_collections.ConfigDict) -> None:
         fields = set(term.keys()) if isinstance(term, ml_collections.ConfigDict) else set()
         if fields != LOSS_FIELDS:
             raise ValueError(f"config.losses.{name} = {term}: needs the fields {', '.join(sorted(LOSS_FIELDS))}")
-        if not 0.0 <= term.weight < float("inf"):
-            raise ValueError(f"config.losses.{name}.weight = {term.weight}: must be finite and at least 0")
+        if not isinstance(term.weight, int | float) or not 0.0 <= term.weight < float("inf"):
+            raise ValueError(f"config.losses.{name}.weight = {term.weight!r}: must be finite and at least 0")
     adversarial = [name for name, term in config.losses.items() if term.fn == "adversarial" and term.weight]
     if (config.discriminator.name == "none") != (not adversarial):
         raise ValueError(

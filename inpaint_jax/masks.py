@@ -62,13 +62,20 @@ def validate_mask_spec(spec: Mapping, size: int | tuple[int, int]) -> dict:
     """
     height, width = (size, size) if isinstance(size, int) else size
     if min(height, width) < 8 or max(height, width) > 1024:
-        raise ValueError(f"masks need image sides from 8 to 1024 pixels, not {height}x{width}")
+        raise ValueError(
+            f"drawn masks need image sides from 8 to 1024 pixels, not {height}x{width}: change config.image_size, or "
+            "use config.mask.name = 'files'"
+        )
     fields = _with_defaults(spec)
     if fields["name"] != "mixture":
         return _in_pixels(fields, height, width)
     weights, families = dict(fields["weights"]), set(MASKS) - {"mixture"}
-    if not set(weights) <= families or min(weights.values(), default=0) < 0 or not sum(weights.values()):
-        raise ValueError(f"mask.weights needs weights >= 0, not all 0, of {', '.join(sorted(families))}: {weights}")
+    numbers = all(isinstance(x, int | float) and 0 <= x < math.inf for x in weights.values())
+    if not set(weights) <= families or not numbers or not sum(weights.values()):
+        raise ValueError(
+            f"config.mask.mixture.weights = {weights}: mask.weights needs finite weights >= 0, not all 0, "
+            f"of {', '.join(sorted(families))}"
+        )
     members = {}
     for family in sorted(family for family, weight in weights.items() if weight > 0):
         member = {"name": family, family: spec.get(family, {}), "ratio": fields["ratio"]}
@@ -79,7 +86,9 @@ def validate_mask_spec(spec: Mapping, size: int | tuple[int, int]) -> dict:
 def _with_defaults(spec: Mapping) -> dict:
     name = spec.get("name")
     if name not in MASKS:
-        raise ValueError(f"unknown mask family {name!r}; known: {', '.join(sorted(MASKS))}")
+        raise ValueError(
+            f"config.mask.name = {name!r}; known: {', '.join(sorted(MASKS))}, and files for pictures of masks"
+        )
     own = {key: spec[key] for key in spec if key != "name" and key not in MASKS}
     fields = {**MASK_DEFAULTS[name], **dict(spec.get(name, {})), **own}
     for key, value in fields.items():
@@ -90,8 +99,12 @@ def _with_defaults(spec: Mapping) -> dict:
             pair = isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(x, kind) for x in value)
             if not (pair and least <= value[0] <= value[1] <= _LIMITS[key]):
                 numbers = f"two {'whole ' if kind is int else ''}numbers {least} <= low <= high <= {_LIMITS[key]}"
-                raise ValueError(f"mask.{key} needs {numbers}, not {value}")
+                raise ValueError(f"{_field(name, key)} = {value}: mask.{key} needs {numbers}")
     return {"name": name, **fields}
+
+
+def _field(name: str, key: str) -> str:
+    return "config.mask.ratio" if key == "ratio" else f"config.mask.{name}.{key}"
 
 
 def _pixels(fraction: float, side: int) -> int:
@@ -115,22 +128,38 @@ def _in_pixels(fields: dict, height: int, width: int) -> dict:
         largest_area = (length + thickness + 1) * (thickness + 1)
     if largest_area > (high - low) * area or low * area > room:
         raise ValueError(
-            f"mask.ratio {(low, high)} cannot be kept by {name!r} at {height}x{width}: one shape covers up to "
-            f"{largest_area / area:.3f}, which must not exceed high - low, and low must not exceed {room / area:.3f}"
+            f"config.mask.ratio = {(low, high)} cannot be kept by {name!r} at {height}x{width}: one shape covers up to "
+            f"{largest_area / area:.3f}, which must not exceed high - low, and low must not exceed {room / area:.3f}; "
+            f"widen the ratio, or make the shapes smaller in config.mask.{name}"
         )
     capacity = rows * (fields["number"][1] + math.ceil(4 * low / (1 - low) * area / typical))
     if capacity > 256:
-        raise ValueError(f"mask {name!r} takes {capacity} shapes, over 256: lower mask.number or the low mask.ratio")
+        raise ValueError(
+            f"{_field(name, 'number')} = {fields['number']} takes up to {capacity} shapes, over 256: lower it, or the "
+            "low end of config.mask.ratio"
+        )
     return fields | {"capacity": capacity}
 
 
 def _placed_squares(fields: dict, height: int, width: int) -> dict:
-    margin = math.floor(fields["margin"] * min(height, width) + 0.5)
-    corners = tuple((math.floor(x * width + 0.5), math.floor(y * height + 0.5)) for x, y in fields["positions"])
+    positions, margin = fields["positions"], fields["margin"]
+    if not isinstance(margin, int | float) or not 0 <= margin < 0.5:
+        raise ValueError(f"config.mask.squares.margin = {margin}: needs a number from 0 to below 0.5")
+    pairs = isinstance(positions, list | tuple) and all(isinstance(p, list | tuple) and len(p) == 2 for p in positions)
+    if not pairs or not all(isinstance(x, int | float) and 0 <= x <= 1 for pair in positions for x in pair):
+        raise ValueError(
+            f"config.mask.squares.positions = {positions}: needs pairs (x, y) of numbers from 0 to 1, such as "
+            "((0.1, 0.2),)"
+        )
+    margin = math.floor(margin * min(height, width) + 0.5)
+    corners = tuple((math.floor(x * width + 0.5), math.floor(y * height + 0.5)) for x, y in positions)
     outer = margin + fields["size"][1]
     inside = [margin <= min(x, y) and x <= width - outer and y <= height - outer for x, y in corners]
-    if margin < 0 or outer + margin > min(height, width) or not all(inside):
-        raise ValueError(f"mask.size, margin or positions leave no room in a {height}x{width} image; make them smaller")
+    if outer + margin > min(height, width) or not all(inside):
+        raise ValueError(
+            f"size, margin or positions in config.mask.squares leave no room in a {height}x{width} image; make them "
+            "smaller"
+        )
     return fields | {"margin": margin, "positions": corners}
 
 

@@ -9,16 +9,18 @@ import jax
 import ml_collections
 import numpy as np
 
-from inpaint_jax import checkpoint, evaluate, masks, regimes, run_folder, task
+from inpaint_jax import checkpoint, evaluate, image_files, regimes, run_folder, task
 from inpaint_jax import config as config_module
 from inpaint_jax import data as data_module
-from inpaint_jax.data import pipeline
+from inpaint_jax.data import folder, pipeline
 from inpaint_jax.data.source import ImageSource
 from inpaint_jax.parallel import Parallel, check_divisible, make_parallel
 from inpaint_jax.state import RegimeState, TrainState, create_state
 from inpaint_jax.step import System, make_eval_step, make_system
 
 log = logging.getLogger("inpaint_jax")
+
+SPACE_MARGIN = 16_000_000  # bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,20 +64,14 @@ def assemble(config: ml_collections.ConfigDict, name: str, workdir: Path) -> Run
     Raises:
         ValueError: one sentence on what is wrong and how to mend it.
     """
-    regimes.first_regime(config)
-    splits = data_module.load_splits(config.data, config.image_size, workdir / run_folder.DATA)
-    batch = config.batch_size * config.accumulate
-    steps_per_epoch = pipeline.steps_per_epoch(len(splits["train"]), batch)
-    total_steps = config.epochs * steps_per_epoch
-    if config.max_steps:
-        total_steps = min(total_steps, config.max_steps)
     parallel = make_parallel(config.parallel)
-    check_divisible(config.batch_size, parallel.count)
+    # All that needs no data first: a mistake in the config shows at once, and nothing is written before.
+    _check_config_alone(config, parallel, workdir)
+    splits = data_module.load_splits(config.data, config.image_size, workdir / run_folder.DATA)
+    steps_per_epoch, total_steps = _count_steps(config, len(splits["train"]))
     mask_files = None
     if config.mask.name == "files":
-        mask_files = data_module.load_mask_files(config.mask.path, config.image_size)
-    else:
-        masks.validate_mask_spec(task.mask_spec(config), config.image_size)
+        mask_files = _mask_files(config)
     val_images = splits["val"].chosen(config.evaluation.val_limit)
     val_masks = evaluate.evaluation_masks(config, "val", len(val_images), workdir / run_folder.MASKS)
     fingerprints = {f"{name} split": source.fingerprint for name, source in splits.items() if name != "test"}
@@ -97,6 +93,66 @@ def assemble(config: ml_collections.ConfigDict, name: str, workdir: Path) -> Run
         system=make_system(config, total_steps),
         eval_step=parallel.evaluate(make_eval_step(config)),
     )
+
+
+def _check_config_alone(config: ml_collections.ConfigDict, parallel: Parallel, workdir: Path) -> None:
+    """Raises ValueError for what can be known before the data is read: names, masks, devices, space on the disk."""
+    regimes.first_regime(config)
+    check_divisible(config.batch_size, parallel.count)
+    task.validate_mask(config)
+    system = make_system(config, total_steps=1)
+    state = jax.eval_shape(lambda: create_state(config, system.optimizers))
+    run_folder.check_space(workdir, needed_bytes(config, state))
+
+
+def _mask_files(config: ml_collections.ConfigDict) -> ImageSource:
+    """Returns the pictures of `config.mask.path`, each of them read once."""
+    try:
+        files = data_module.load_mask_files(config.mask.path, config.image_size)
+    except OSError as error:
+        raise ValueError(
+            f"a file below config.mask.path, {error.filename!r}, cannot be read ({error.strerror}): mend or remove it"
+        ) from error
+    folder.check_masks(files)
+    return files
+
+
+def _count_steps(config: ml_collections.ConfigDict, pictures: int) -> tuple[int, int]:
+    """Returns the optimiser steps of an epoch and of the run."""
+    batch = config.batch_size * config.accumulate
+    steps_per_epoch = pipeline.steps_per_epoch(pictures, batch)
+    total_steps = config.epochs * steps_per_epoch
+    if config.max_steps:
+        total_steps = min(total_steps, config.max_steps)
+    if total_steps * batch >= 2**31:
+        # Slots, which key every random choice, are 32-bit integers on the devices.
+        raise ValueError(
+            f"config.epochs = {config.epochs}: {total_steps} steps of {batch} pictures are over the 2^31 examples that "
+            "a run can tell apart: lower config.epochs, or set config.max_steps"
+        )
+    return steps_per_epoch, total_steps
+
+
+def needed_bytes(config: ml_collections.ConfigDict, state: TrainState) -> int:
+    """Returns the space that a run takes on the disk at its fullest, rather too much than too little.
+
+    The kept checkpoints and the one that is written before the oldest goes; the best generator and the exported one,
+    each with its successor beside it; the first fifty sample grids, as files and again in TensorBoard, and the
+    pictures of the test, uncompressed; and a margin for logs, stored masks and the list of checked pictures.
+
+    Args:
+        state: of the run, arrays or shapes.
+    """
+
+    def size(tree: Any) -> int:
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+    columns, samples, side = 4, config.evaluation.samples, config.image_size
+    # Grids enlarge small pictures; see image_files.picture_grid.
+    shown = side * -(-image_files.GRID_SMALLEST_CELL // side)
+    grids = min(config.epochs // config.sample_every_epochs + 2, 50)
+    pictures = 3 * samples * columns * (2 * grids * shown**2 + 4 * side**2)
+    return (checkpoint.KEPT + 1) * size(state) + 4 * size(generator_variables(state)) + pictures + SPACE_MARGIN
 
 
 def begin(run: Run, checkpoints: checkpoint.Checkpoints, allow_changes: bool) -> tuple[TrainState, RegimeState]:
@@ -154,9 +210,10 @@ def check_config(config: ml_collections.ConfigDict, workdir: Path, allow_changes
         return
     try:
         earlier = config_module.from_json(stored.read_text())
-    except ValueError as error:
+        differences = config_module.resume_differences(earlier, config)
+    # What is JSON and no config fails where its fields are looked for.
+    except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{str(stored)!r} is damaged ({error}): restore it, or start over with --restart") from error
-    differences = config_module.resume_differences(earlier, config)
     if differences and not allow_changes:
         lines = "".join(f"\n  {line}" for line in differences)
         raise ValueError(

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
@@ -11,9 +12,14 @@ from typing import IO, Any
 CONFIG, METRICS, TIMING, LOG = "config.json", "metrics.jsonl", "timing.jsonl", "log.txt"
 CHECKPOINTS, SAMPLES, TENSORBOARD, TEST, GENERATOR = "checkpoints", "samples", "tensorboard", "test", "generator"
 DATA, MASKS = "data", "masks"
+ENVIRONMENT, NETWORKS, REPORT = "environment.json", "networks.png", "report.html"
+WANDB, WANDB_ID = "wandb", "wandb_id"
 # What --restart removes. Checkpoints go first and the config last: a kill in between must not leave a run that goes on
 # without a config to compare with.
-OWN = (CHECKPOINTS, METRICS, TIMING, LOG, SAMPLES, TENSORBOARD, TEST, GENERATOR, CONFIG)
+OWN = (
+    *(CHECKPOINTS, METRICS, TIMING, LOG, SAMPLES, TENSORBOARD, TEST, GENERATOR, ENVIRONMENT, NETWORKS, REPORT),
+    *(WANDB, WANDB_ID, CONFIG),
+)
 
 
 def default_workdir(config_path: str) -> Path:
@@ -22,23 +28,53 @@ def default_workdir(config_path: str) -> Path:
     return Path("runs") / (Path(path).stem + (f"-{arg}" if arg else ""))
 
 
-def lock(workdir: Path) -> IO[str]:
+class Lock:
+    """The lock of a run folder, held until `close`; made by `lock`.
+
+    Folders that were made for it go again at the end if nothing but the lock file lies in them: a run that is refused
+    leaves nothing behind.
+    """
+
+    def __init__(self, file: IO[str], made: list[Path]):
+        self._file, self._made = file, made
+
+    def close(self) -> None:
+        """Frees the lock; closing it again does nothing."""
+        if not self._file.closed and self._made:
+            path = Path(self._file.name)
+            # Removed while the lock is held: nobody else can be in there.
+            if os.listdir(path.parent) == [path.name]:
+                path.unlink()
+                _remove_empty(self._made)
+        self._file.close()
+
+    def __enter__(self) -> "Lock":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def lock(workdir: Path) -> Lock:
     """Makes the folder and takes its lock.
 
     The lock is the operating system's, so that a crash frees it.
 
     Returns:
-        The open lock file: keep it until the run ends.
+        The lock: keep it until the run ends.
 
     Raises:
         ValueError: another process trains in this folder, or the folder cannot be written.
     """
+    made: list[Path] = []
     try:
+        made = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
         workdir.mkdir(parents=True, exist_ok=True)
         file = (workdir / ".lock").open("w")
     except OSError as error:
+        _remove_empty(made)
         raise ValueError(
-            f"the run folder {str(workdir)!r} cannot be written ({error}): choose another --workdir"
+            f"the run folder {str(workdir)!r} cannot be written ({error.strerror}): choose another --workdir"
         ) from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -47,7 +83,65 @@ def lock(workdir: Path) -> IO[str]:
         raise ValueError(
             f"another process works in the run folder {str(workdir)!r}: wait for it, or choose another --workdir"
         ) from error
-    return file
+    # Between opening and locking, an earlier holder may have ended and taken its empty folder away.
+    if os.fstat(file.fileno()).st_nlink == 0:
+        file.close()
+        return lock(workdir)
+    return Lock(file, made)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Removes folders, the innermost first, up to the first that holds something."""
+    for folder in folders:
+        if not folder.is_dir() or any(folder.iterdir()):
+            return
+        folder.rmdir()
+
+
+def check_writable(folder: Path, flag: str) -> None:
+    """Makes the folder if it is missing, and writes and removes a file in it.
+
+    Args:
+        flag: what the user calls the folder, for the message.
+
+    Raises:
+        ValueError: the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            # Where the disk is full an empty file can still be made.
+            file.write(bytes(4096))
+    except OSError as error:
+        raise ValueError(
+            f"{flag}={folder} is no folder that can be written ({error.strerror}): choose another"
+        ) from error
+
+
+def check_space(workdir: Path, needed_bytes: int) -> None:
+    """Compares what a run will take on the disk with what is free there; what its files hold already counts as free.
+
+    Args:
+        workdir: the run folder, which exists.
+        needed_bytes: size of everything that the run keeps at its fullest moment.
+
+    Raises:
+        ValueError: too little space, with both numbers in megabytes (10^6 bytes).
+    """
+    held = sum(path.lstat().st_blocks * 512 for name in OWN for path in _files_below(workdir / name))
+    free = shutil.disk_usage(workdir).free
+    if free + held < needed_bytes:
+        missing = "" if not held else f" beside the {held / 1e6:.1f} MB that it holds already"
+        raise ValueError(
+            f"the disk of the run folder {str(workdir)!r} has {free / 1e6:.1f} MB free, and the run needs "
+            f"{(needed_bytes - held) / 1e6:.1f} MB{missing}: free some space, or choose a --workdir on another disk"
+        )
+
+
+def _files_below(path: Path) -> list[Path]:
+    if path.is_dir() and not path.is_symlink():
+        return [file for file in path.rglob("*") if file.is_file()]
+    return [path] if path.is_file() else []
 
 
 def remove_run(workdir: Path) -> None:
@@ -84,11 +178,14 @@ def read_rows(path: Path) -> list[dict]:
     """
     if not path.exists():
         return []
-    rows, lines = [], path.read_text().splitlines()
+    rows, lines = [], path.read_bytes().splitlines()
     for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
+            row = json.loads(line)
+            if not isinstance(row, dict) or "step" not in row:
+                raise ValueError("no row of a step")
+            rows.append(row)
+        except ValueError as error:
             if number < len(lines):
                 raise ValueError(f"line {number} of {path} is damaged ({error}): mend or remove it") from error
     return rows

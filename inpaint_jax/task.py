@@ -96,8 +96,19 @@ def evaluation_example(config: ml_collections.ConfigDict, batch: Mapping[str, ja
 
 def mask_spec(config: ml_collections.ConfigDict) -> dict:
     """Returns the specification of the mask family as `masks` takes it."""
-    families = {name: config.mask[name].to_dict() for name in masks.MASKS}
+    # A family without a section in the config has its defaults.
+    families = {name: config.mask[name].to_dict() for name in masks.MASKS if name in config.mask}
     return {"name": config.mask.name, "ratio": tuple(config.mask.ratio), **families}
+
+
+def validate_mask(config: ml_collections.ConfigDict) -> None:
+    """Checks `config.mask` at the config's image size; what `files` hold is checked when they are read.
+
+    Raises:
+        ValueError: an unknown name, or bounds that the masks cannot keep.
+    """
+    if config.mask.name != "files":
+        masks.validate_mask_spec(mask_spec(config), config.image_size)
 
 
 def masked_image(config: ml_collections.ConfigDict, image: jax.Array, mask: jax.Array) -> jax.Array:

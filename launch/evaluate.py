@@ -25,12 +25,14 @@ def _main() -> int:
     import jax
 
     from inpaint_jax import config as config_module
-    from inpaint_jax import data, evaluate, parallel, step, weights
+    from inpaint_jax import evaluate, parallel, run_folder, step, weights
+    from inpaint_jax.data import folder
 
     config, variables = weights.load_generator(Path(model))
     hashes = config_module.hashes(config)
     config.evaluation.test_limit = _LIMIT.value
-    source = data.load_folder(Path(images), config.image_size, _FIT.value)
+    source = folder.load_folder(Path(images), config.image_size, _FIT.value)
+    run_folder.check_writable(Path(out), "--out")
     spread = parallel.make_parallel(config.parallel)
     eval_step = spread.evaluate(step.make_eval_step(config))
     results = {

@@ -25,16 +25,29 @@ def _main() -> int:
     model, image, mask, out = (command_line.require(flag) for flag in (_MODEL, _IMAGE, _MASK, _OUT))
     if Path(out).suffix.lower() != ".png":
         raise flags.ValidationError(f"--out={out}: the name must end in .png, which keeps every pixel as it is")
+    if Path(out).is_dir():
+        raise ValueError(f"--out={out} is a folder: give the name of a file in it")
     command_line.prepare_jax()
     from inpaint_jax import image_files, inference
 
     pixels, alpha = image_files.read_rgb_and_alpha(image)
     hole = image_files.read_mask(mask)
     if hole.shape != pixels.shape[:2]:
-        raise ValueError(f"the mask {mask} has {hole.shape[::-1]} pixels and the image {pixels.shape[1::-1]}")
+        raise ValueError(
+            f"the mask {mask} has {hole.shape[::-1]} pixels and the image {pixels.shape[1::-1]}: give one of the same "
+            "size"
+        )
+    if hole.all():
+        raise ValueError(f"the mask {mask} is all hole (white): leave what is to be kept black, the fill grows from it")
     filled = inference.Inpainter.load(model)(pixels, hole)
-    image_files.write_png(out, image_files.with_alpha(filled, alpha))
-    log.info("wrote %s: %d of %d pixels filled", out, hole.sum(), hole.size)
+    try:
+        image_files.write_png(out, image_files.with_alpha(filled, alpha))
+    except OSError as error:
+        raise ValueError(f"--out={out} cannot be written ({error.strerror}): choose another place") from error
+    if hole.any():
+        log.info("wrote %s: %d of %d pixels filled", out, hole.sum(), hole.size)
+    else:
+        log.warning("wrote %s as it was: the mask %s has no hole (no white pixel)", out, mask)
     return 0
 
 

@@ -11,20 +11,27 @@ from pathlib import Path
 import numpy as np
 
 from inpaint_jax import image_files
+from inpaint_jax.data.source import ImageSource
 
 log = logging.getLogger("inpaint_jax")
 
 MANIFEST_VERSION = 1
+LISTED = 10  # bad files in one message
 
 
-def find_images(root: Path) -> list[str]:
-    """Returns the relative POSIX paths of all picture files below `root`, sorted; hidden folders are skipped.
+def find_images(root: Path, setting: str = "config.data.path") -> list[str]:
+    """Returns the relative POSIX paths of all picture files below `root`, sorted.
+
+    Hidden folders and links to folders are skipped.
+
+    Args:
+        setting: what the user sets `root` with, for the message.
 
     Raises:
-        ValueError: no such folder, or no picture in it.
+        ValueError: no such folder, no picture in it, or a name that is no text.
     """
     if not root.is_dir():
-        raise ValueError(f"there is no folder {str(root)!r}: set config.data.path to the folder with the pictures")
+        raise ValueError(f"there is no folder {str(root)!r}: set {setting} to the folder with the pictures")
     found = []
     for folder, subfolders, files in os.walk(root):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
@@ -33,7 +40,13 @@ def find_images(root: Path) -> list[str]:
                 found.append((Path(folder) / name).relative_to(root).as_posix())
     if not found:
         suffixes = " ".join(sorted(image_files.IMAGE_SUFFIXES))
-        raise ValueError(f"no pictures below {str(root)!r}: looked for {suffixes}")
+        raise ValueError(
+            f"no pictures below {str(root)!r}: looked for {suffixes}, not in links to folders; put some there or "
+            "choose another folder"
+        )
+    # Python reads such bytes as lone surrogates, which nothing can encode again.
+    if undecodable := [name for name in found if any("\ud800" <= character <= "\udfff" for character in name)]:
+        raise ValueError(f"the file name {os.fsencode(undecodable[0])!r} below {str(root)!r} is not UTF-8: rename it")
     return sorted(found)
 
 
@@ -45,9 +58,18 @@ def _examine(path: Path) -> dict[str, object]:
         entry |= {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
         entry["hash"] = hashlib.sha256(path.read_bytes()).hexdigest()
         entry["side"] = int(min(image_files.read_rgb(path).shape[:2]))
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         entry["verdict"] = str(error)
+    except OSError as error:
+        entry["verdict"] = _reason(path, error)
     return entry
+
+
+def _reason(path: Path, error: OSError) -> str:
+    """Returns why the operating system does not hand out a file, in words."""
+    if isinstance(error, FileNotFoundError) and path.is_symlink():
+        return f"{path} is a link to nothing: mend or remove it."
+    return f"{path} cannot be read ({error.strerror}): mend or remove it."
 
 
 def read_manifest(root: Path, names: Sequence[str], cache: Path | None, threads: int) -> dict[str, dict]:
@@ -86,29 +108,58 @@ def read_manifest(root: Path, names: Sequence[str], cache: Path | None, threads:
     return manifest
 
 
-def usable(manifest: dict[str, dict], smallest: int, skip_bad: int) -> list[str]:
+def usable(
+    manifest: dict[str, dict], smallest: int, skip_bad: int | None, setting: str = "config.data.fit"
+) -> list[str]:
     """Returns the names of the good files, in order.
+
+    Args:
+        smallest: pixels that the shorter side must have.
+        skip_bad: so many bad files are left out with a warning; None = none, and nothing the user could set.
+        setting: what the user asks for crops with, for the message.
 
     Raises:
         ValueError: more than `skip_bad` bad files; lists the first ones with their reasons.
     """
     bad = [(name, entry["verdict"]) for name, entry in manifest.items() if entry["verdict"]]
     bad += [
-        (name, f"{name} is {entry['side']} pixels on its shorter side, and config.data.fit = 'crop' needs {smallest}")
+        (
+            name,
+            f"{name} is {entry['side']} pixels on its shorter side, and {setting}=crop needs {smallest}: remove it, "
+            "or use resize.",
+        )
         for name, entry in manifest.items()
         if not entry["verdict"] and entry["side"] < smallest
     ]
-    if len(bad) > skip_bad:
-        listed = "".join(f"\n  {reason}" for _, reason in bad[:10])
-        more = f"\n  and {len(bad) - 10} more" if len(bad) > 10 else ""
+    if len(bad) > (skip_bad or 0):
+        allow = "" if skip_bad is None else f", or allow for them with config.data.skip_bad = {len(bad)}"
         raise ValueError(
-            f"{len(bad)} of {len(manifest)} files cannot be used; mend or remove them, "
-            f"or allow for them with config.data.skip_bad = {len(bad)}:{listed}{more}"
+            f"{len(bad)} of {len(manifest)} files cannot be used; mend or remove them{allow}:"
+            + _listed([reason for _, reason in bad])
         )
     for _, reason in bad:
         log.warning("left out: %s", reason)
     left_out = {name for name, _ in bad}
     return [name for name in manifest if name not in left_out]
+
+
+def _listed(reasons: Sequence[str]) -> str:
+    more = f"\n  and {len(reasons) - LISTED} more" if len(reasons) > LISTED else ""
+    return "".join(f"\n  {reason}" for reason in reasons[:LISTED]) + more
+
+
+def load_folder(root: Path, size: int, fit: str) -> ImageSource:
+    """Returns all pictures below a folder as one source of uint8 (size, size, 3), for `launch/evaluate.py`.
+
+    Raises:
+        ValueError: no such folder, no pictures, or bad files, in terms of that command's options.
+    """
+    names = find_images(root, "--images")
+    manifest = read_manifest(root, names, None, 2)
+    names = usable(manifest, size if fit == "crop" else 1, None, "--fit")
+    identity = "\n".join(["folder", str(size), fit, *(f"{name} {manifest[name]['hash']}" for name in names)])
+    fingerprint = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    return ImageSource(names, loader(root, names, size, fit), fingerprint, 2048 << 20)
 
 
 def loader(root: Path, names: Sequence[str], size: int, fit: str) -> Callable[[int], np.ndarray]:
@@ -124,3 +175,32 @@ def loader(root: Path, names: Sequence[str], size: int, fit: str) -> Callable[[i
 def mask_loader(root: Path, names: Sequence[str], size: int) -> Callable[[int], np.ndarray]:
     """Returns index -> uint8 (size, size, 1) of 0 and 1, white = hole, thresholded after resizing."""
     return lambda index: image_files.read_mask(root / names[index], size)[..., None]
+
+
+def check_masks(masks: ImageSource) -> None:
+    """Reads every mask picture, so that a bad one does not end a run after hours; `masks` keeps them where they fit.
+
+    Args:
+        masks: uint8 (size, size, 1) of 0 and 1.
+
+    Raises:
+        ValueError: pictures that cannot be read, or that are all hole or without a hole at this size; lists the first.
+    """
+
+    def reason(index: int) -> str:
+        try:
+            mask = masks[index]
+        except ValueError as error:
+            return str(error)
+        side = f"{mask.shape[1]}x{mask.shape[0]}"
+        if not mask.any():
+            return f"{masks.names[index]} has no hole (no white pixel) at {side}."
+        return f"{masks.names[index]} is all hole (white) at {side}." if mask.all() else ""
+
+    with ThreadPoolExecutor(8) as pool:
+        reasons = [text for text in pool.map(reason, range(len(masks))) if text]
+    if reasons:
+        raise ValueError(
+            f"{len(reasons)} of {len(masks)} files below config.mask.path cannot be used as masks, white = hole; mend "
+            f"or remove them:{_listed(reasons)}"
+        )
