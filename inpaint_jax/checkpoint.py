@@ -114,9 +114,21 @@ class Checkpoints:
             self._best.delete(newer)
 
     def restore_best(self, template: Any) -> Any:
-        """Returns the variables of the best generator."""
-        shapes = _zeros(template)
-        return self._best.restore(self._best.latest_step(), args=ocp.args.StandardRestore(shapes))
+        """Returns the variables of the best generator.
+
+        Raises:
+            ValueError: they are damaged, or do not fit the network.
+        """
+        step, shapes = self._best.latest_step(), _zeros(template)
+        try:
+            restored = self._best.restore(step, args=ocp.args.StandardRestore(shapes))
+            _check_shapes(restored, shapes)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"the best generator, of step {step}, cannot be read ({str(error).splitlines()[0]}): "
+                "use the config it was made with, or start over with --restart"
+            ) from error
+        return restored
 
     def wait(self) -> None:
         """Returns when everything is on the disk."""

@@ -82,11 +82,15 @@ def _read_upright(path: str | os.PathLike, mode: str = "RGB") -> Image.Image:
             _refuse_unsuitable(image, path)
             if mode == "RGB or RGBA":
                 mode = "RGBA" if image.has_transparency_data else "RGB"
+            if image.mode == "P" and image.has_transparency_data:
+                image = image.convert("RGBA")  # Pillow's own advice for palettes with transparent entries
             return ImageOps.exif_transpose(image).convert(mode)
     except ImageFileError:
         raise
     except FileNotFoundError:
         raise ImageFileError(f"There is no file {path}: correct the path.") from None
+    except IsADirectoryError:
+        raise ImageFileError(f"{path} is a folder: give the picture itself.") from None
     except Image.DecompressionBombError as error:
         raise ImageFileError(f"{path} is too large to decode safely ({error}): scale it down.") from error
     except UnidentifiedImageError as error:

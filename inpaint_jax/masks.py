@@ -73,7 +73,7 @@ def validate_mask_spec(spec: Mapping, size: int | tuple[int, int]) -> dict:
     numbers = all(isinstance(x, int | float) and 0 <= x < math.inf for x in weights.values())
     if not set(weights) <= families or not numbers or not sum(weights.values()):
         raise ValueError(
-            f"config.mask.mixture.weights = {weights}: mask.weights needs finite weights >= 0, not all 0, "
+            f"config.mask.mixture.weights = {weights}: needs finite weights >= 0, not all 0, "
             f"of {', '.join(sorted(families))}"
         )
     members = {}
@@ -99,7 +99,7 @@ def _with_defaults(spec: Mapping) -> dict:
             pair = isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(x, kind) for x in value)
             if not (pair and least <= value[0] <= value[1] <= _LIMITS[key]):
                 numbers = f"two {'whole ' if kind is int else ''}numbers {least} <= low <= high <= {_LIMITS[key]}"
-                raise ValueError(f"{_field(name, key)} = {value}: mask.{key} needs {numbers}")
+                raise ValueError(f"{_field(name, key)} = {value}: needs {numbers}")
     return {"name": name, **fields}
 
 

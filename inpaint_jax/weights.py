@@ -62,8 +62,9 @@ def load_generator(folder: Path) -> tuple[ml_collections.ConfigDict, dict]:
         # On top of today's base: fields that came later have their defaults, which leave older models as they were.
         config = common.base()
         config.update(config_module.from_json(json.dumps(json.loads((folder / CONFIG).read_text())["config"])))
+        config_module.validate(config)
         flat = safetensors.numpy.load_file(folder / WEIGHTS)
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError, safetensors.SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
         raise ValueError(f"the generator in {str(folder)!r} is damaged ({error}): copy it anew") from error
     # Without batch normalisation there are no statistics, and a file holds no empty collection.
     variables = {"batch_stats": {}, **traverse_util.unflatten_dict(flat, sep="/")}

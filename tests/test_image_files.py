@@ -127,8 +127,17 @@ def test_text_under_an_image_name_is_refused(tmp_path, suffix):
 def test_missing_file_and_folder_are_refused(tmp_path):
     with pytest.raises(ImageFileError, match=r"no file .*nowhere\.png"):
         image_files.read_rgb(tmp_path / "nowhere.png")
-    with pytest.raises(ImageFileError, match="cannot be read"):
+    with pytest.raises(ImageFileError, match="is a folder: give the picture itself"):
         image_files.read_rgb(tmp_path)
+
+
+def test_palettes_with_transparent_entries_are_read_without_a_warning(tmp_path, recwarn):
+    picture = Image.fromarray(np.arange(16, dtype=np.uint8).reshape(4, 4), "P")
+    picture.putpalette([value for i in range(16) for value in (i * 16, 255 - i, 7)])
+    picture.save(tmp_path / "palette.png", transparency=bytes(range(0, 256, 16)))
+    expected = np.stack([[i * 16, 255 - i, 7] for i in range(16)]).reshape(4, 4, 3)
+    np.testing.assert_array_equal(image_files.read_rgb(tmp_path / "palette.png"), expected)
+    assert not recwarn.list
 
 
 @pytest.mark.parametrize("times", [1.5, 3])

@@ -77,7 +77,7 @@ def _folder(config: ml_collections.ConfigDict, size: int, cache: Path | None) ->
             raise ValueError(f"config.data.split_folders = {tuple(config.split_folders)}: name all three, or none")
         names_by_split, manifest = [], {}
         for below in config.split_folders:
-            names = [f"{below}/{name}" for name in folder.find_images(root / below)]
+            names = [f"{below}/{name}" for name in folder.find_images(root / below, "config.data.split_folders")]
             part = folder.read_manifest(root, names, cache and cache / f"manifest_{len(names_by_split)}.json", 8)
             names_by_split.append(folder.usable(part, smallest, config.skip_bad))
             manifest.update(part)
@@ -199,19 +199,6 @@ def load_splits(config: ml_collections.ConfigDict, size: int, cache: Path | None
     return SOURCES[config.source](config, size, cache)
 
 
-def load_folder(root: Path, size: int, fit: str) -> ImageSource:
-    """Returns all pictures below a folder as one source of uint8 (size, size, 3), for testing a trained model.
-
-    Raises:
-        ValueError: no such folder, no pictures, or bad files.
-    """
-    names = folder.find_images(root)
-    manifest = folder.read_manifest(root, names, None, 2)
-    names = folder.usable(manifest, size if fit == "crop" else 1, 0)
-    fingerprint = _fingerprint("folder", size, fit, *(f"{n} {manifest[n]['hash']}" for n in names))
-    return ImageSource(names, folder.loader(root, names, size, fit), fingerprint, 2048 << 20)
-
-
 @functools.cache
 def load_mask_files(path: str, size: int) -> ImageSource:
     """Returns the mask pictures below `path` as a source of uint8 (size, size, 1), white = hole = 1.
@@ -222,6 +209,6 @@ def load_mask_files(path: str, size: int) -> ImageSource:
     root = Path(path).expanduser()
     if not path or not root.is_dir():
         raise ValueError(f"config.mask.path = {path!r} is no folder: set it to the folder with the mask pictures")
-    names = folder.find_images(root)
+    names = folder.find_images(root, "config.mask.path")
     contents = (hashlib.sha256((root / name).read_bytes()).hexdigest() for name in names)
     return ImageSource(names, folder.mask_loader(root, names, size), _fingerprint("masks", *contents), 1 << 30)

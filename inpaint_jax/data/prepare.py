@@ -189,7 +189,7 @@ def _printable(name: str) -> str:
 def _find(source: Path) -> list[str]:
     if not source.is_dir():
         raise ValueError(f"there is no folder {str(source)!r}: set --source to the folder with the pictures")
-    return folder.find_images(source)
+    return folder.find_images(source, "--source")
 
 
 def _files_hash(hashes: Mapping[str, str]) -> str:
