@@ -12,7 +12,9 @@ tuned for photographs.
 Without a data set of your own it trains on windows of seven photographs that come with scikit-image. That shows that
 it works, and no more: :quick, as much work as the flagship's, ends on windows of two other photographs with a hole PSNR
 of 29.3 dB and an SSIM in the hole of 0.876 (mean fill 20.6 and 0.583, Telea 28.2 and 0.860, Navier-Stokes 29.2 and
-0.877; 256 windows of 64x64, one seed). The length of the full run, 60 epochs, is not measured.
+0.877; 256 windows of 64x64, one seed). On the landscapes of the recipe (36 epochs of :quick, 161 crops of other
+photographs): 26.0 dB and 0.797, mean fill 17.2 and 0.440, Telea 24.6 and 0.760, Navier-Stokes 25.1 and 0.777. The
+discriminator collapsed in that run. The length of the full run, 60 epochs, is not measured.
 """
 
 import ml_collections
