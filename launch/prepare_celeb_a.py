@@ -14,8 +14,8 @@ folder of yours, unchanged:
     list_landmarks_align_celeba.txt
     identity_CelebA.txt
 
-They are checked first. The set is written whole or not at all; a second call says that it is there. Exit codes: 0 it is
-there; 1 an error with a message; 2 wrong usage.
+They are checked first. The set is written whole or not at all, and takes 2 GB of memory; a second call says that it is
+there. Exit codes: 0 it is there; 1 an error with a message; 2 wrong usage.
 """
 
 from pathlib import Path

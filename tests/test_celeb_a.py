@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tensorflow_datasets.core import shuffle
 
 from configs import unet_photographs
 from inpaint_jax.data import celeb_a, load_splits
@@ -132,6 +133,27 @@ def test_a_damaged_picture_leaves_no_set_and_a_mended_one_makes_it(tmp_path):
         load_splits(config, 64)
     celeb_a.prepare(write_files(tmp_path / "right", few), tmp_path / "out")
     assert [len(source) for source in load_splits(config, 64).values()] == [3, 2, 2]
+
+
+def test_examples_are_sorted_in_memory_since_on_the_disk_needs_tensorflow(tmp_path, monkeypatch):
+    # CelebA's training split exceeds TFDS's own limit of a gigabyte, these few pictures this one.
+    monkeypatch.setattr(shuffle, "MAX_MEM_BUFFER_SIZE", 1000)
+    few = {"train": 3, "validation": 2, "test": 2}
+    assert celeb_a.prepare(write_files(tmp_path / "files", few), tmp_path / "out")[1] == few
+
+
+def test_a_damaged_compressed_picture_is_named(tmp_path):
+    path = write_files(tmp_path / "files", {"train": 3, "validation": 2, "test": 2}) / "img_align_celeba.zip"
+    with zipfile.ZipFile(path) as archive:
+        pictures = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in pictures.items():
+            archive.writestr(name, content)
+    # The first compressed bytes follow the name in the entry's own header.
+    before, name, after = path.read_bytes().partition(b"img_align_celeba/000001.jpg")
+    path.write_bytes(before + name + b"\xff" * 8 + after[8:])
+    with pytest.raises(ValueError, match=r"000001\.jpg in img_align_celeba\.zip is damaged"):
+        celeb_a.prepare(path.parent, tmp_path / "out")
 
 
 def test_missing_files_are_said_before_a_folder_is_made(tmp_path):

@@ -157,6 +157,19 @@ def test_what_is_missing_is_said(tmp_path, monkeypatch, make, changes, message):
         data.load_splits(config, 32)
 
 
+def test_a_folder_that_cannot_be_read_is_named_and_not_left_out(tmp_path):
+    write(tmp_path, ["a.png"])
+    # A path too long for the system: the one unreadable thing for the superuser too.
+    inner = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(20):
+        os.mkdir("d" * 250, dir_fd=inner)
+        outer, inner = inner, os.open("d" * 250, os.O_RDONLY, dir_fd=inner)
+        os.close(outer)
+    os.close(inner)
+    with pytest.raises(ValueError, match=r"the folder .*ddd.* cannot be read \(File name too long\)"):
+        data.load_splits(folder_config(tmp_path), 32)
+
+
 def test_explicit_folders_are_the_splits(tmp_path):
     write(tmp_path, ["one/a.png", "one/deep/b.png", "two/c.png", "three/d.png", "unused/e.png"])
     splits = data.load_splits(folder_config(tmp_path, split_folders=("one", "two", "three")), 32, tmp_path / "cache")

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from configs import unet_cosine
+from configs import unet_cosine, unet_photographs
 from inpaint_jax.data import crop_files, load_splits, prepare
 from inpaint_jax.data.crops import CropSettings, choose, detail, windows
 
@@ -204,6 +205,23 @@ def test_another_process_reads_the_array_record_that_two_processes_made(photos, 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["few"]
 
 
+def test_many_files_of_records_hold_what_one_would(photos, pngs, tmp_path, monkeypatch):
+    monkeypatch.setattr(crop_files, "_SHARD_BYTES", 20_000)
+    monkeypatch.setattr(crop_files, "_MOST_SHARDS", 5)
+    summary = prepare.prepare(photos, tmp_path, "few", CropSettings(size=24, min_detail=1), processes=1)
+    info = tfds.builder("few", data_dir=tmp_path).info
+    shards = {split: info.splits[split].num_shards for split in prepare.SPLITS}
+    assert shards["train"] == 5
+    assert len(list(tmp_path.glob("few/1.0.0/*.array_record-*"))) == sum(shards.values()) > 7
+    config = unet_photographs.get_config("tiny").data
+    config.source, config.name, config.path = "tfds", "few", str(tmp_path)
+    loaded = load_splits(config, 24)
+    for split, source in zip(prepare.SPLITS, loaded.values(), strict=True):
+        assert len(source) == summary["counts"][split]
+        made = [pixels.tobytes() for name, pixels in pixels_of(pngs[0]).items() if name.startswith(f"{split}/")]
+        assert sorted(source[i].tobytes() for i in range(len(source))) == sorted(made)
+
+
 @pytest.fixture(scope="module")
 def many(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("many")
@@ -268,6 +286,20 @@ def test_a_full_disk_is_one_sentence_and_what_was_replaced_stays(many, tmp_path)
     assert "make room or choose another --out" in full.stderr
     assert (tmp_path / "noise" / "dataset.json").read_bytes() == before
     assert command(*options, "--size", "360", "--overwrite").returncode == 0
+
+
+def test_damaged_crops_of_an_earlier_run_are_named(photos, tmp_path):
+    partial = tmp_path / ".x.partial"
+    partial.mkdir()
+    parts = crop_files.cut(photos, partial, prepare.check(photos, SETTINGS).hashes, SETTINGS, 1)
+    part = max(parts.iterdir(), key=lambda path: path.stat().st_size)
+    content = bytearray(part.read_bytes())
+    content[500] ^= 255
+    part.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{part.name}' is damaged .*: remove it and run again"):
+        prepare.prepare(photos, tmp_path, "x", SETTINGS, output="png", processes=1)
+    part.unlink()
+    assert not prepare.prepare(photos, tmp_path, "x", SETTINGS, output="png", processes=1)["already_there"]
 
 
 @pytest.fixture
@@ -363,11 +395,13 @@ def test_mistakes_are_one_sentence_with_the_mend(photos, pngs, tmp_path):
             prepare.prepare(source, out, name, SETTINGS, **({"output": "png", "processes": 1} | options))
 
     fails("there is no folder .*set --source", source=tmp_path / "absent")
+    fails("--split_fractions = .*sum to 1", split_fractions=(1.0, 0.5, 0.0))
+    fails("--split_fractions = .*give three", split_fractions=(0.5, 0.5))
+    assert not list(tmp_path.iterdir())
     fails("begin with a small letter", name="My Photos")
     fails("'celeb_a' is a data set of TFDS itself", name="celeb_a", output="array_record")
     fails("overlap: choose another --out", out=photos)
     fails("split is empty .*change --split_fractions", split_fractions=(1.0, 0.0, 0.0))
-    fails("--split_fractions = .*sum to 1", split_fractions=(1.0, 0.5, 0.0))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("keep me")
     fails("no data set of this command", name="mine", overwrite=True)

@@ -234,6 +234,17 @@ def test_a_name_that_leaves_the_folder_is_refused(name, nested, tmp_path):
         list(deb_packages.members(tmp_path / "evil.deb", patterns))
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_file_too_large_to_be_a_picture_is_not_read(nested, tmp_path, monkeypatch):
+    monkeypatch.setattr(deb_packages, "_LARGEST", 10_000)  # of a gigabyte, to spare the disk
+    files = {"small.png": b"x", "bomb.png": bytes(20_000)}
+    write_deb(tmp_path / "b.deb", {"usr/p.pk3": zip_bytes(files)} if nested else files)
+    found = deb_packages.members(tmp_path / "b.deb", ["usr/p.pk3//*.png"] if nested else ["*.png"])
+    assert next(found)[1] == b"x"
+    with pytest.raises(ValueError, match=r"b\.deb holds '.*bomb\.png' with 20000 bytes"):
+        next(found)
+
+
 def test_another_package_is_refused_by_its_hash(recipe, packages):
     path = packages / "first_1.0-1_all.deb"
     right = recipe["packages"][0]["sha256"]
@@ -364,6 +375,12 @@ def test_normal_maps_are_told_from_other_pictures():
         (lambda recipe: recipe.update(check="nice"), "asks for the check 'nice'"),
         (lambda recipe: recipe["packages"][0].pop("licence"), "has a package without 'licence'"),
         (lambda recipe: recipe["packages"][0].update(sha256="12"), "has for 'first' a SHA-256 that is not 64"),
+        (lambda recipe: recipe["packages"][0].update(name="../first"), "has '../first' as a name or version"),
+        (lambda recipe: recipe["packages"][0].update(version="-o=Dir=/"), "has '-o=Dir=/' as a name or version"),
+        (lambda recipe: recipe["crops"].pop("size"), "has no field 'size' in 'crops'"),
+        (lambda recipe: recipe["crops"].update(sides=3), "has a value of a wrong kind"),
+        (lambda recipe: recipe.update(packages=["first"]), "has a value of a wrong kind"),
+        (lambda recipe: recipe.update(expected={"counts": {}}), "has no field 'pictures' in 'expected'"),
     ],
 )
 def test_a_wrong_recipe_is_refused(change, message, recipe, packages):

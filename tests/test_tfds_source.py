@@ -1,6 +1,7 @@
 """The TFDS source on small real data sets, prepared in the test without TensorFlow and read without their code."""
 
 import io
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -229,6 +230,25 @@ def test_a_set_prepared_anew_from_other_pictures_has_another_fingerprint(tmp_pat
         config.name, config.path = "again", str(folder)
         found.add(load_splits(config, 32)["train"].fingerprint)
     assert len(found) == 2
+
+
+def test_a_damaged_set_is_one_clear_sentence(data_dir, config, tmp_path):
+    config.name, config.path = "three", str(tmp_path)
+    shutil.copytree(data_dir / "three", tmp_path / "three")
+    (records,) = (tmp_path / "three").glob("*/*train*")
+    whole = records.read_bytes()
+    records.write_bytes(whole[: len(whole) // 3])
+    with pytest.raises(ValueError, match=r"'three/1\.0\.0' is missing or damaged .*: copy it again"):
+        load_splits(config, 32)
+    records.unlink()
+    with pytest.raises(ValueError, match=r"'three/1\.0\.0' is missing or damaged .*three-train.*: copy it again"):
+        load_splits(config, 32)
+    records.write_bytes(whole)
+    for name in ("dataset_info.json", "features.json"):
+        (description,) = (tmp_path / "three").glob(f"*/{name}")
+        description.write_text("{")
+        with pytest.raises(ValueError, match=r"'three' cannot be read from .* prepare it"):
+            load_splits(config, 32)
 
 
 def test_what_cannot_be_read_is_one_clear_sentence(data_dir, config, tmp_path):

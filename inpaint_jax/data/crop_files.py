@@ -35,6 +35,7 @@ SPLITS = ("train", "validation", "test")
 # Changes whenever the same settings would cut other crops, so that no old ones are used.
 _CUTTING = 1
 _SHARD_BYTES = 256 << 20
+_MOST_SHARDS = 256  # of a split: readers keep all files open, and systems allow a process about a thousand
 _LOG_SECONDS = 10.0
 _PNG_COMPRESSION = 3  # of OpenCV's encoder: half the time of 6, for files 2% larger
 _LONGEST_STEM = 180  # bytes; file systems allow 255 for a name
@@ -159,7 +160,10 @@ def _end_with_parent() -> None:
 
 def _cut_picture(path: Path, content_hash: str, crops: CropSettings, part: Path) -> None:
     """Writes the crops of one picture, `<top>_<left>_<SHA-256 of the pixels>.png` in a ZIP file, under its own name."""
-    content = path.read_bytes() if path.is_file() else b""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path} can no longer be read ({error.strerror}): mend it, and run again") from error
     if hashlib.sha256(content).hexdigest() != content_hash:
         raise ValueError(f"{path} changed while the data set was prepared: run the command again")
     image = scaled(image_files.read_rgb(path), crops.scale)
@@ -198,22 +202,26 @@ def read_parts(hashes: Mapping[str, str], parts: Path) -> list[Crop]:
     found = []
     for name in sorted(hashes):
         part = parts / f"{hashes[name]}.zip"
-        try:
-            with zipfile.ZipFile(part) as archive:
-                entries = [(entry.filename, entry.file_size) for entry in archive.infolist()]
-        except zipfile.BadZipFile as error:
-            raise ValueError(
-                f"the file of crops {str(part)!r} is damaged ({error}): remove it and run again"
-            ) from error
+        with _opened(part) as archive:
+            entries = [(entry.filename, entry.file_size) for entry in archive.infolist()]
         for entry, size in entries:
             top, left, pixels_hash = entry.removesuffix(".png").split("_")
             found.append(Crop(name, hashes[name], int(top), int(left), pixels_hash, part, entry, size))
     return found
 
 
+@contextlib.contextmanager
+def _opened(part: Path) -> Iterator[zipfile.ZipFile]:
+    try:
+        with zipfile.ZipFile(part) as archive:
+            yield archive
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"the file of crops {str(part)!r} is damaged ({error}): remove it and run again") from error
+
+
 def _encoded(crops: Sequence[Crop]) -> Iterator[tuple[Crop, bytes]]:
     for part, some in itertools.groupby(crops, key=lambda crop: crop.part):
-        with zipfile.ZipFile(part) as archive:
+        with _opened(part) as archive:
             for crop in some:
                 yield crop, archive.read(crop.entry)
 
@@ -245,7 +253,7 @@ def write_array_records(
     with progress("writing", sum(map(len, chosen.values()))) as advance:
         for split in SPLITS:
             crops = chosen[split]
-            count = max(1, min(len(crops), -(-sum(crop.size for crop in crops) // _SHARD_BYTES)))
+            count = max(1, min(len(crops), _MOST_SHARDS, -(-sum(crop.size for crop in crops) // _SHARD_BYTES)))
             edges = [len(crops) * i // count for i in range(count + 1)]
             written = 0
             for i, (start, stop) in enumerate(itertools.pairwise(edges)):

@@ -27,8 +27,12 @@ INSIDE = "//"  # between the name of a zip archive and the name of a file in it
 _AR_MAGIC = b"!<arch>\n"
 _AR_HEADER = 60
 _BLOCK = 1 << 20
+_LARGEST = 1 << 30  # bytes of an unpacked file that is read; a damaged or malicious size must not fill the memory
 # What the standard library raises on archives that are damaged.
-_DAMAGE = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, gzip.BadGzipFile, EOFError)
+_DAMAGE = (
+    *(tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, gzip.BadGzipFile, EOFError),
+    RuntimeError,  # of zipfile: encrypted, or compressed in an unknown way
+)
 
 
 class _Section(io.RawIOBase):
@@ -127,8 +131,8 @@ def members(path: Path, patterns: Sequence[str], scratch: Path | None = None) ->
         scratch: folder for the copy of a zip archive that is read; None = the system's.
 
     Raises:
-        ValueError: not such a package, damaged, compressed in a way that this Python cannot read, or a name that would
-            lie outside the folder it is unpacked to.
+        ValueError: not such a package, damaged, compressed in a way that this Python cannot read, a name that would
+            lie outside the folder it is unpacked to, or a file above a gigabyte.
     """
     archives = [pattern.split(INSIDE, 1)[0] for pattern in patterns if INSIDE in pattern]
     try:
@@ -138,7 +142,7 @@ def members(path: Path, patterns: Sequence[str], scratch: Path | None = None) ->
                 if not entry.isfile():
                     continue
                 if matches(name, patterns):
-                    yield _safe(name, path), tar.extractfile(entry).read()
+                    yield _safe(name, entry.size, path), tar.extractfile(entry).read()
                 elif matches(name, archives):
                     yield from _zip_members(tar.extractfile(entry), name, patterns, path, scratch)
     except _DAMAGE as error:
@@ -150,7 +154,9 @@ def matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _safe(name: str, path: Path) -> str:
+def _safe(name: str, size: int, path: Path) -> str:
+    if size > _LARGEST:
+        raise ValueError(f"{path} holds {name!r} with {size} bytes, more than any picture has: do not use it")
     for part in name.split(INSIDE, 1):
         folders = PurePosixPath(part).parts
         if not folders or folders[0] == "/" or ".." in folders or ":" in folders[0] or "\\" in part or "\0" in part:
@@ -168,7 +174,7 @@ def _zip_members(
             for entry in inner.infolist():
                 full = f"{name}{INSIDE}{entry.filename}"
                 if not entry.is_dir() and matches(full, patterns):
-                    yield _safe(full, path), inner.read(entry)
+                    yield _safe(full, entry.file_size, path), inner.read(entry)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Pictures in a folder tree: an index sorted by relative POSIX path, and a cached manifest of checked files."""
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -28,13 +29,14 @@ def find_images(root: Path, setting: str = "config.data.path") -> list[str]:
         setting: what the user sets `root` with, for the message.
 
     Raises:
-        ValueError: no such folder, no picture in it, or a name that is no text.
+        ValueError: no such folder, one below it that cannot be read, no picture in it, or a name that is no text.
     """
     if not root.is_dir():
         raise ValueError(f"there is no folder {str(root)!r}: set {setting} to the folder with the pictures")
     found = []
-    for folder, subfolders, files in os.walk(root):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+    for folder, subfolders, files in os.walk(root, onerror=_refuse_folder):
+        # A disk's own lost+found is for the superuser only.
+        subfolders[:] = [name for name in subfolders if not name.startswith(".") and name != "lost+found"]
         for name in files:
             if Path(name).suffix.lower() in image_files.IMAGE_SUFFIXES and not name.startswith("."):
                 found.append((Path(folder) / name).relative_to(root).as_posix())
@@ -48,6 +50,11 @@ def find_images(root: Path, setting: str = "config.data.path") -> list[str]:
     if undecodable := [name for name in found if any("\ud800" <= character <= "\udfff" for character in name)]:
         raise ValueError(f"the file name {os.fsencode(undecodable[0])!r} below {str(root)!r} is not UTF-8: rename it")
     return sorted(found)
+
+
+def _refuse_folder(error: OSError) -> None:
+    # os.walk alone would leave its pictures out in silence.
+    raise ValueError(f"the folder {error.filename!r} cannot be read ({error.strerror}): mend or remove it") from error
 
 
 def _examine(path: Path) -> dict[str, object]:
@@ -92,9 +99,10 @@ def read_manifest(root: Path, names: Sequence[str], cache: Path | None, threads:
         old = earlier.get(name)
         # A bad file is looked at again: what mends it (a permission, a link) may leave size and time as they were.
         if old is not None and not old["verdict"]:
-            status = path.stat()
-            if (old["size"], old["mtime_ns"]) == (status.st_size, status.st_mtime_ns):
-                return old
+            with contextlib.suppress(OSError):  # the file is gone, which is found out below
+                status = path.stat()
+                if (old["size"], old["mtime_ns"]) == (status.st_size, status.st_mtime_ns):
+                    return old
         return _examine(path)
 
     with ThreadPoolExecutor(threads) as pool:

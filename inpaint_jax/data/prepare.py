@@ -27,7 +27,6 @@ from inpaint_jax.data.crops import CropSettings, scaled_side
 
 log = logging.getLogger("inpaint_jax")
 
-OUTPUTS = ("array_record", "png")
 SUMMARY = "dataset.json"
 _CHECKED_AT_ONCE = 64
 
@@ -73,9 +72,8 @@ def check(source: Path, crops: CropSettings, processes: int = 0, cache: Path | N
             advance(len(some))
     hashes, bad, small, copies, first = {}, {}, {}, {}, {}
     for name, entry in manifest.items():
-        if entry["verdict"] or not _is_text(name):
-            reason = entry["verdict"].removeprefix(f"{source / name} ").replace(f"{source / name}", "the file")
-            bad[name] = reason or "has a name that is not UTF-8: rename it."
+        if entry["verdict"]:
+            bad[name] = entry["verdict"].removeprefix(f"{source / name} ").replace(f"{source / name}", "the file")
         elif scaled_side(entry["side"], crops.scale) < crops.size:
             scale = f", scaled by {crops.scale:g}" if crops.scale != 1 else ""
             small[name] = (
@@ -93,9 +91,8 @@ def report(checked: Checked) -> str:
     rows = checked.bad | checked.small
     lines = []
     if rows:
-        wide = max(4, *(len(_printable(name)) for name in rows))
-        table = {"FILE": "WHAT IS WRONG", **rows}
-        lines = [f"{_printable(name):{wide}}  {reason}" for name, reason in table.items()]
+        wide = max(4, *map(len, rows))
+        lines = [f"{name:{wide}}  {reason}" for name, reason in {"FILE": "WHAT IS WRONG", **rows}.items()]
     numbers = f"{len(checked.hashes)} good, {len(checked.bad)} bad, {len(checked.small)} too small for a crop"
     return "\n".join([*lines, f"{numbers}, {len(checked.copies)} copies of others"])
 
@@ -153,14 +150,21 @@ def prepare(
         "texts": texts,
     }
     _refuse_names(name, output, source, final)
+    # Before anything is written, and not after all pictures were read.
+    _find(source)
+    with _told_as_options():
+        splits.split_by_fractions([], split_fractions)
     try:
-        if final.exists() and (existing := _existing(source, final, request, overwrite)) is not None:
+        was_there = final.exists()
+        if was_there and (existing := _existing(source, final, request, overwrite)) is not None:
             if crop_files.parts_folder(partial, crops).exists():  # a kill came between the last two steps
                 with _lock(partial):
                     _remove(partial)
             log.info("%s is already there, made from the same pictures in the same way", final)
             return existing | {"folder": str(final), "already_there": True}
         with _lock(partial):
+            if final.exists() != was_there:
+                raise ValueError(f"another process wrote {str(final)!r} meanwhile: run the command again")
             checked = check(source, crops, processes, partial / "checked")
             pictures = _assign(checked, split_fractions, group_pattern, skip_bad, crops)
             parts = crop_files.cut(source, partial, checked.hashes, crops, processes)
@@ -178,14 +182,6 @@ def prepare(
     return summary | {"folder": str(final), "already_there": False}
 
 
-def _is_text(name: str) -> bool:
-    return name == _printable(name)
-
-
-def _printable(name: str) -> str:
-    return name.encode(errors="replace").decode()
-
-
 def _find(source: Path) -> list[str]:
     if not source.is_dir():
         raise ValueError(f"there is no folder {str(source)!r}: set --source to the folder with the pictures")
@@ -194,14 +190,14 @@ def _find(source: Path) -> list[str]:
 
 def _files_hash(hashes: Mapping[str, str]) -> str:
     lines = sorted(f"{name} {content}\n" for name, content in hashes.items())
-    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _refuse_names(name: str, output: str, source: Path, final: Path) -> None:
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise ValueError(f"--name {name!r}: begin with a small letter, then small letters, digits and underscores")
-    if output not in OUTPUTS:
-        raise ValueError(f"--output {output!r}: known are {', '.join(OUTPUTS)}")
+    if output not in crop_files.WRITERS:
+        raise ValueError(f"--output {output!r}: known are {', '.join(crop_files.WRITERS)}")
     inside, outside = final.resolve(), source.resolve()
     if outside in inside.parents or inside == outside or inside in outside.parents:
         raise ValueError(f"the data set {str(final)!r} and its source {str(source)!r} overlap: choose another --out")
@@ -260,9 +256,7 @@ def _assign(
 ) -> dict[str, dict[str, str]]:
     """Returns name -> content hash of each split's pictures; raises ValueError where no data set can come of them."""
     if len(checked.bad) > skip_bad:
-        listed = "".join(
-            f"\n  {_printable(name)} {reason}" for name, reason in itertools.islice(checked.bad.items(), 10)
-        )
+        listed = "".join(f"\n  {name} {reason}" for name, reason in itertools.islice(checked.bad.items(), 10))
         more = f"\n  and {len(checked.bad) - 10} more; --check lists all" if len(checked.bad) > 10 else ""
         raise ValueError(
             f"{len(checked.bad)} files cannot be used; mend or remove them, "
@@ -273,11 +267,9 @@ def _assign(
     if not checked.hashes:
         raise ValueError(f"no picture is large enough for a crop of {crops.size} pixels: choose a smaller --size")
     names = sorted(checked.hashes)
-    try:
+    with _told_as_options():
         groups = [splits.group_of(name, checked.hashes[name], pattern) for name in names]
         assignment = splits.split_by_fractions(groups, fractions)
-    except ValueError as error:
-        raise ValueError(str(error).replace("config.data.", "--")) from error
     pictures: dict[str, dict[str, str]] = {split: {} for split in SPLITS}
     for name, split in zip(names, assignment, strict=True):
         pictures[SPLITS[split]][name] = checked.hashes[name]
@@ -285,9 +277,17 @@ def _assign(
     return pictures
 
 
+@contextlib.contextmanager
+def _told_as_options() -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(str(error).replace("config.data.", "--")) from error
+
+
 def _log_left_out(names: Sequence[str] | Mapping[str, str], reason: str) -> None:
     if names:
-        first = ", ".join(_printable(name) for name in itertools.islice(names, 5))
+        first = ", ".join(itertools.islice(names, 5))
         log.warning("pictures left out as %s: %d (%s%s)", reason, len(names), first, ", ..." if len(names) > 5 else "")
 
 

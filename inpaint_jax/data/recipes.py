@@ -10,8 +10,9 @@ import glob
 import hashlib
 import json
 import logging
+import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,9 @@ KINDS = ("normal_maps", "photographs")
 SOURCES = "SOURCES.md"
 _KEYS = ("name", "kind", "description", "release", "check", "crops", "split_fractions", "packages", "expected")
 _PACKAGE_KEYS = ("name", "version", "architecture", "sha256", "licence", "copyright", "root", "include")
+_EXPECTED_KEYS = ("pictures", "pictures_sha256", "counts", "fingerprint")
+# Becomes part of file names and of apt-get's command line.
+_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+:~_-]*")
 # Changes whenever the same recipe would take other pictures, so that no old ones are used.
 _EXTRACTION = 1
 
@@ -67,27 +71,37 @@ def load_recipe(name: str) -> dict:
     """
     path = Path(name) if name.endswith(".json") else RECIPE_FOLDER / f"{name}.json"
     try:
-        recipe = json.loads(path.read_text())
+        recipe = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"there is no recipe {name!r}; known are {', '.join(names())}") from None
     except ValueError as error:
         raise ValueError(f"the recipe {str(path)!r} is no JSON ({error}): mend the file") from error
-    _refuse_wrong(recipe, path)
+    try:
+        problem = next(_problems(recipe), None)
+    except (TypeError, AttributeError) as error:
+        problem = f"has a value of a wrong kind ({error})"
+    if problem:
+        raise ValueError(f"the recipe {str(path)!r} {problem}: mend the file")
     return recipe
 
 
-def _refuse_wrong(recipe: dict, path: Path) -> None:
-    problems = [f"has no field {key!r}" for key in _KEYS if key not in recipe]
-    for package in recipe.get("packages", []):
-        problems += [f"has a package without {key!r}" for key in _PACKAGE_KEYS if not package.get(key)]
-        if len(package.get("sha256", "")) != 64 or set(package["sha256"]) - set("0123456789abcdef"):
-            problems.append(f"has for {package.get('name')!r} a SHA-256 that is not 64 small hexadecimal digits")
-    if recipe.get("kind") not in KINDS:
-        problems.append(f"is of the kind {recipe.get('kind')!r}; known are {', '.join(KINDS)}")
-    if recipe.get("check") not in ("", *CHECKS):
-        problems.append(f"asks for the check {recipe.get('check')!r}; known are {', '.join(CHECKS)}, or none: ''")
-    if problems:
-        raise ValueError(f"the recipe {str(path)!r} {problems[0]}: mend the file")
+def _problems(recipe: dict) -> Iterator[str]:
+    yield from (f"has no field {key!r}" for key in _KEYS if key not in recipe)
+    for package in recipe["packages"]:
+        yield from (f"has a package without {key!r}" for key in _PACKAGE_KEYS if not package.get(key))
+        if not re.fullmatch("[0-9a-f]{64}", package["sha256"]):
+            yield f"has for {package['name']!r} a SHA-256 that is not 64 small hexadecimal digits"
+    plain = [recipe["name"], *(package[key] for package in recipe["packages"] for key in _PACKAGE_KEYS[:3])]
+    yield from (f"has {text!r} as a name or version" for text in plain if not _PLAIN.fullmatch(text))
+    if recipe["kind"] not in KINDS:
+        yield f"is of the kind {recipe['kind']!r}; known are {', '.join(KINDS)}"
+    if recipe["check"] not in ("", *CHECKS):
+        yield f"asks for the check {recipe['check']!r}; known are {', '.join(CHECKS)}, or none: ''"
+    if "size" not in recipe["crops"]:
+        yield "has no field 'size' in 'crops'"
+    CropSettings(**recipe["crops"])
+    if recipe["expected"]:
+        yield from (f"has no field {key!r} in 'expected'" for key in _EXPECTED_KEYS if key not in recipe["expected"])
 
 
 def is_normal_map(image: np.ndarray) -> bool:

@@ -34,9 +34,12 @@ def split_by_fractions(groups: Sequence[str], fractions: Sequence[float]) -> lis
     """Returns 0 (train), 1 (val) or 2 (test) for each picture by thresholds on its group's position.
 
     Adding or removing pictures never moves another picture.
+
+    Raises:
+        ValueError: these are no three shares.
     """
-    if abs(sum(fractions) - 1) > 1e-6 or min(fractions) < 0:
-        raise ValueError(f"config.data.split_fractions = {tuple(fractions)}: must be at least 0 and sum to 1")
+    if len(fractions) != 3 or abs(sum(fractions) - 1) > 1e-6 or min(fractions) < 0:
+        raise ValueError(f"config.data.split_fractions = {tuple(fractions)}: give three of at least 0 that sum to 1")
     train, val = fractions[0], fractions[0] + fractions[1]
     return [0 if (p := position(group)) < train else 1 if p < val else 2 for group in groups]
 

@@ -52,12 +52,13 @@ def open_prepared(name: str, data_dir: str) -> PreparedSet:
         data_dir: where it was prepared; "" = TFDS's own default.
 
     Raises:
-        ValueError: no such data set there, another file format, or no 8-bit feature "image".
+        ValueError: no such data set there, a damaged one, another file format, or no 8-bit feature "image".
     """
     if not name:
         raise ValueError("the tfds source needs the name of a data set: set config.data.name")
     # Imported here: it takes a second, which users of folders need not wait.
     import tensorflow_datasets as tfds
+    from google.protobuf import json_format
 
     try:
         # Not `tfds.builder`: where it knows the set's code, it looks for the version of the code, not of the files.
@@ -71,10 +72,14 @@ def open_prepared(name: str, data_dir: str) -> PreparedSet:
             for split, info in sorted(builder.info.splits.items())
             if info.num_examples
         }
-    except (tfds.core.DatasetNotFoundError, NotImplementedError, AssertionError, OSError, ImportError) as error:
+    except (
+        *(tfds.core.DatasetNotFoundError, NotImplementedError, AssertionError, OSError, ImportError),
+        *(ValueError, json_format.ParseError),  # of damaged files that describe the set
+    ) as error:
+        reason = f"{error}".partition("\n")[0] or type(error).__name__
         raise ValueError(
-            f"the TFDS data set {name!r} cannot be read from {data_dir or 'the default data_dir'!r} "
-            f"({str(error).splitlines()[0]}): prepare it with file_format='array_record', and set config.data.path"
+            f"the TFDS data set {name!r} cannot be read from {data_dir or 'the default data_dir'!r} ({reason}): "
+            "prepare it with file_format='array_record', and set config.data.path"
         ) from error
     features = dict(builder.info.features.items())
     image = features.get("image")
@@ -105,8 +110,18 @@ def _identity(name: str, infos: dict, records: dict[str, Sequence[bytes]]) -> st
     for split, source in records.items():
         # Sizes and two examples: reading a large set through would take minutes at every start.
         digest.update(f"{split} {infos[split].num_examples} {infos[split].num_bytes}".encode())
-        digest.update(source[0] + source[len(source) - 1])
+        digest.update(_record(name, source, 0) + _record(name, source, len(source) - 1))
     return f"{name} {digest.hexdigest()[:16]}"
+
+
+def _record(name: str, source: Sequence[bytes], index: int) -> bytes:
+    try:
+        return source[index]
+    except RuntimeError as error:  # of array_record
+        raise ValueError(
+            f"a file of the TFDS data set {name!r} is missing or damaged ({error}): copy it again, or prepare the set "
+            "again"
+        ) from error
 
 
 def own_splits(prepared: PreparedSet, wanted: Sequence[str]) -> tuple[str, str, str] | None:
@@ -151,7 +166,7 @@ def examine(prepared: PreparedSet, cache: Path | None) -> dict[str, tuple[int, s
 
     def look(place: tuple[str, int]) -> tuple[int, str]:
         split, index = place
-        encoded, picture = prepared.fields(prepared.records[split][index])
+        encoded, picture = prepared.fields(_record(prepared.name, prepared.records[split], index))
         try:
             with Image.open(io.BytesIO(encoded)) as image:
                 return min(image.size), picture
@@ -192,12 +207,13 @@ def loader(
     """
 
     def load(index: int) -> np.ndarray:
-        split, record = places[index]
+        split, place = places[index]
+        record = _record(prepared.name, prepared.records[split], place)
         try:
-            image = prepared.decode(prepared.records[split][record])
+            image = prepared.decode(record)
         # TFDS passes on what its decoder returns for a damaged picture: nothing.
         except (AttributeError, OSError) as error:
-            raise _damaged(prepared, record_name(split, record), error) from error
+            raise _damaged(prepared, record_name(split, place), error) from error
         image = np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image[..., :3]
         return image if fit == "whole" else image_files.fit_square(image, size, fit)
 
