@@ -8,11 +8,14 @@ import functools
 from collections.abc import Callable
 
 import cv2
+import jax
 import numpy as np
 
-from inpaint_jax.fills import FLAT_NORMAL
+from inpaint_jax.fills import FLAT_NORMAL, harmonic
 
 MID_GREY = (128, 128, 128)
+
+_harmonic = jax.jit(harmonic)
 
 Baseline = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -133,6 +136,23 @@ def navier_stokes(image: np.ndarray, mask: np.ndarray, radius: float = 3, normal
     return _opencv_fill(image, mask, radius, normal_maps, cv2.INPAINT_NS)
 
 
+def harmonic_fill(image: np.ndarray, mask: np.ndarray, normal_maps: bool = False) -> np.ndarray:
+    """Fills the hole smoothly from its border: what a generator with `config.task.fill = "harmonic"` begins with.
+
+    The error that is left beside this one is what the network takes away. Arguments, result and errors are those of
+    `telea`, without the radius.
+    """
+    hole = _checked_hole(image, mask)
+    if hole.all():
+        return _filled(image, hole, _nothing_known(normal_maps))
+    # The fill needs sides that are powers of two: what is added is unknown, and so changes nothing.
+    extra = [(0, (1 << (side - 1).bit_length()) - side) for side in hole.shape]
+    padded = np.pad(image, [*extra, (0, 0)]).astype(np.float32)
+    unknown = np.pad(hole, extra, constant_values=True)
+    smooth = np.asarray(_harmonic(padded[None], unknown[None, ..., None].astype(np.float32)))[0]
+    return _filled(image, hole, np.round(smooth[: hole.shape[0], : hole.shape[1]]))
+
+
 def baselines_for(normal_maps: bool) -> dict[str, Baseline]:
     """Lists the baselines that suit the data.
 
@@ -146,6 +166,7 @@ def baselines_for(normal_maps: bool) -> dict[str, Baseline]:
         "mean_fill": functools.partial(mean_fill, normal_maps=normal_maps),
         "telea": functools.partial(telea, normal_maps=normal_maps),
         "navier_stokes": functools.partial(navier_stokes, normal_maps=normal_maps),
+        "harmonic_fill": functools.partial(harmonic_fill, normal_maps=normal_maps),
     }
     if normal_maps:
         baselines["flat_fill"] = flat_fill

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import ml_collections
 from absl import flags
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("inpaint_jax")
 ERROR, USAGE, INTERRUPTED = 1, 2, 130
+# What a config file, or a field of it on the command line, raises beside the flags' own errors and OSError.
+CONFIG_FILE_ERRORS = (AttributeError, LookupError, TypeError, ValueError, SyntaxError, ImportError, NameError)
 
 
 def run(main: Callable[..., int], usage: str, arguments: bool = False) -> None:
@@ -42,10 +44,9 @@ def run(main: Callable[..., int], usage: str, arguments: bool = False) -> None:
         rest = flags.FLAGS(sys.argv)
     except flags.Error as error:
         _fail(error, USAGE)
-    # Beside the flags' own errors only a config file, or a field of it on the command line, raises here.
     except OSError:
         _fail(ValueError(_no_config_file("config")), USAGE)
-    except (AttributeError, LookupError, TypeError, ValueError, SyntaxError, ImportError, NameError) as error:
+    except CONFIG_FILE_ERRORS as error:
         if isinstance(_innermost(error), KeyError):
             _fail(error, USAGE)
         _fail(ValueError(f"the config file, or a field set on the command line, is wrong ({error}): mend it"), USAGE)
@@ -97,7 +98,7 @@ def log_to_file(path: Path) -> None:
 
 
 def _fail(error: BaseException, code: int) -> None:
-    print(f"error: {_message(error) or type(error).__name__}", file=sys.stderr)
+    print(f"error: {message(error) or type(error).__name__}", file=sys.stderr)
     sys.exit(code)
 
 
@@ -118,7 +119,8 @@ def _innermost(error: BaseException) -> BaseException:
     return error
 
 
-def _message(error: BaseException) -> str:
+def message(error: BaseException) -> str:
+    """Returns what an error says, as a sentence for the user."""
     error = _innermost(error)
     # The text of a KeyError is its repr, escapes included.
     if isinstance(error, KeyError) and error.args:
@@ -136,7 +138,7 @@ def _message(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     # What a config file raises comes with its traceback as text; its last line says what is wrong.
     if any(line.startswith("Traceback") for line in lines):
-        return f"{lines[0]} {lines[-1]}"
+        return f"{lines[0].removeprefix('flag ')} {lines[-1]}"
     return "\n".join(lines)
 
 
@@ -147,8 +149,8 @@ def _no_config_file(flag: str) -> str:
     return f"--{flag}={given}: there is no such config file, or it is unreadable"
 
 
-def require(flag: flags.FlagHolder) -> str:
-    """Returns a flag's value.
+def require(flag: flags.FlagHolder) -> Any:
+    """Returns a flag's value, for one that can be repeated a list of texts.
 
     Raises:
         flags.Error: it was not given, or it is a config file that cannot be read.
@@ -162,7 +164,8 @@ def require(flag: flags.FlagHolder) -> str:
         getattr(flag.value, "seed", None)
     except OSError as error:
         raise flags.ValidationError(_no_config_file(flag.name)) from error
-    if not isinstance(flag.value, str | ml_collections.ConfigDict):
+    repeated = isinstance(flags.FLAGS[flag.name], flags.MultiFlag)
+    if not repeated and not isinstance(flag.value, str | ml_collections.ConfigDict):
         raise flags.ValidationError(
             f"--{flag.name}: get_config gives a {type(flag.value).__name__}: let it return a ConfigDict that starts "
             "from common.base()"

@@ -1,5 +1,6 @@
 """Curves of a run: robust axes, drawing as inline SVG, and the epoch after which training gains little."""
 
+import bisect
 import io
 import itertools
 import math
@@ -154,7 +155,7 @@ def diminishing_returns(
     best = running_best(values, direction)
     points = [(epoch, value) for epoch, value in zip(epochs, best, strict=True) if value is not None]
     for position, (epoch, value) in enumerate(points[:-1]):
-        gains = [(abs(later - value), rate * abs(value) * (e - epoch)) for e, later in points[position + 1 :]]
+        gains = ((abs(later - value), rate * abs(value) * (e - epoch)) for e, later in points[position + 1 :])
         if all(gain == 0 or gain < allowed for gain, allowed in gains):
             return epoch
     return None
@@ -228,14 +229,15 @@ def thin(epochs: Sequence[float], values: Sequence[float | None], points: int = 
 def beside(series: Series, other: Series) -> list[tuple[float, float, float]]:
     """Returns (epoch, value, mean of the other) for each value; the other's since the value before, both known.
 
-    So a validation is compared with the training since the last one.
+    So a validation is compared with the training since the last one. The epochs of both rise.
     """
-    points, start = [], -math.inf
+    points, start = [], 0
     for epoch, value in zip(*series, strict=True):
-        own = [v for e, v in zip(*other, strict=True) if start < e <= epoch and v is not None]
+        stop = bisect.bisect_right(other[0], epoch)
+        own = [v for v in other[1][start:stop] if v is not None]
         if value is not None and own:
             points.append((epoch, value, sum(own) / len(own)))
-        start = epoch
+        start = stop
     return points
 
 
@@ -366,8 +368,8 @@ def _draw_curve(axes: Axes, own: Series, number: int, scale: str, limits: tuple[
             )  # fmt: skip
     if best and (point := best_point(own, best)):
         axes.plot(
-            *point, color=COLOURS[1], linestyle="none", marker="*", markersize=13, markeredgecolor="black",
-            markeredgewidth=0.6, clip_on=False, zorder=5,
+            point[0], np.clip(point[1], low, high), color=COLOURS[1], linestyle="none", marker="*", markersize=13,
+            markeredgecolor="black", markeredgewidth=0.6, clip_on=False, zorder=5,
         )  # fmt: skip
     return line
 

@@ -8,7 +8,6 @@ import jax
 import ml_collections
 from clu import parameter_overview
 
-from inpaint_jax import config as config_module
 from inpaint_jax import models, state, task
 from inpaint_jax.models.layers import Conv, ConvTranspose
 
@@ -75,8 +74,7 @@ def parameter_tables(config: ml_collections.ConfigDict) -> dict[str, str]:
 
 
 def print_networks(config: ml_collections.ConfigDict) -> None:
-    """Prints the parameters of both networks, and as the last line one JSON object."""
-    config_module.validate(config)
+    """Prints the parameters of both networks, and as the last line one JSON object; the config is a validated one."""
     task.validate_task(config)
     for table in parameter_tables(config).values():
         print(table)

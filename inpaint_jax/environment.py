@@ -16,7 +16,8 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "nump
 def describe_environment() -> dict[str, Any]:
     """Returns command, folder, Python, platform, devices, versions of packages, start time (UTC) and git commit.
 
-    The commit is "" where this code does not lie in a git checkout, and ends in "+" where files differ from it.
+    A package that is not installed under its usual name is left out. The commit is "" where this code does not lie in
+    a git checkout, and ends in "+" where files differ from it.
     """
     return {
         "command": [Path(sys.executable).name, *sys.argv],
@@ -24,10 +25,17 @@ def describe_environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "devices": [f"{device.platform} {device.device_kind}" for device in jax.devices()],
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "packages": {name: version for name in PACKAGES if (version := _version(name))},
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "git_commit": _git_commit(Path(__file__).parents[1]),
     }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""  # such as OpenCV installed as opencv-python
 
 
 def _git_commit(root: Path) -> str:

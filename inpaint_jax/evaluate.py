@@ -166,7 +166,11 @@ def test_phase(
     losses = {name: per_image.pop(name) for name in list(per_image) if name.startswith("loss/")}
     _write_pictures(config, images, masks, pictures, workdir / run_folder.TEST)
     return {
-        "dataset": {"source": config.data.source, "fingerprint": images.fingerprint},
+        "dataset": {
+            "source": config.data.source,
+            "name": config.data.name or Path(config.data.path).name,
+            "fingerprint": images.fingerprint,
+        },
         "images": count,
         "mask_set": mask_set.id,
         "mean_hole_ratio": float(masks.mean()),
@@ -198,6 +202,7 @@ def _write_pictures(
     for index, row in sorted(pictures.items()):
         for name in monitor.SAMPLE_COLUMNS:
             image_files.write_png(folder / "images" / f"{index:04d}_{name}.png", row[name])
+        image_files.write_png(folder / "images" / f"{index:04d}_mask.png", masks[index, ..., 0] * np.uint8(255))
         if len(rows) < config.evaluation.samples:
             rows.append([row["masked"], telea(images[index], masks[index, ..., 0]), row["completed"], row["truth"]])
             titles.append(f"{index:04d}")

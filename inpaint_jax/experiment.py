@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any
+from typing import Any
 
 from inpaint_jax import config as config_module
 from inpaint_jax import run_folder
@@ -32,15 +32,16 @@ def read_results(folder: Path) -> dict[str, Any] | None:
     """Returns `test/results.json` of a run folder if it belongs to the folder's config; None for an unfinished run."""
     try:
         results = json.loads((folder / run_folder.TEST / "results.json").read_text())
-        config = config_module.from_json((folder / run_folder.CONFIG).read_text())
+        asked = config_module.hashes(config_module.from_json((folder / run_folder.CONFIG).read_text()))["config"]
+        # After more epochs were begun, the results of the fewer ones still lie there.
+        return results if results.get("hashes", {}).get("config") == asked else None
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    # What is JSON, but no config or no results, fails where its fields are looked for.
+    except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(
             f"the run folder {str(folder)!r} holds damaged JSON ({error}): restore or remove it"
         ) from error
-    # After more epochs were begun, the results of the fewer ones still lie there.
-    return results if results.get("hashes", {}).get("config") == config_module.hashes(config)["config"] else None
 
 
 def is_finished(run: PlannedRun) -> bool:
@@ -53,7 +54,7 @@ def is_finished(run: PlannedRun) -> bool:
     except ValueError as error:
         log.warning("%s", error)
         return False
-    return results is not None and results.get("hashes", {}).get("config") == config_module.hashes(run.config)["config"]
+    return results is not None and results["hashes"]["config"] == config_module.hashes(run.config)["config"]
 
 
 class Stop:
@@ -212,7 +213,7 @@ def run_all(runs: Sequence[PlannedRun], root: Path) -> int:
     return exit_code([row["state"] for row in rows.values()], stop)
 
 
-def lock(root: Path) -> IO[str]:
+def lock(root: Path) -> run_folder.Lock:
     """Makes the experiment's folder and takes its lock, as a run does with its own folder.
 
     Raises:

@@ -14,6 +14,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
+from inpaint_jax import command_line
 from inpaint_jax import config as config_module
 
 _LONGEST_NAME = 120  # characters of one folder's name; file systems allow 255 bytes
@@ -103,18 +104,11 @@ def resolve_config(spec: str, settings: dict[str, str]) -> ml_collections.Config
         getattr(config, "seed", None)  # a file that cannot be opened raises only at the first look into it
     except OSError as error:
         raise flags.ValidationError(f"--config={spec}: there is no such config file, or it is unreadable") from error
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, ImportError, SyntaxError) as error:
-        raise flags.ValidationError(f"--config={spec}: {_reason(error)}") from error
+    except (flags.Error, *command_line.CONFIG_FILE_ERRORS) as error:
+        text = command_line.message(error)
+        named = text.startswith(f"--config={spec}:")
+        raise flags.ValidationError(text if named else f"--config={spec}: {text}") from error
     return config
-
-
-def _reason(error: BaseException) -> str:
-    # ml_collections wraps the KeyError of an unknown field; what a config file raises comes with its traceback as text.
-    while error.args and isinstance(error.args[0], BaseException):
-        error = error.args[0]
-    if isinstance(error, KeyError):
-        return "the config has no field " + str(error.args[0]).replace("\n", ": ")
-    return str(error).strip().splitlines()[-1]
 
 
 def _options(settings: dict[str, str]) -> list[str]:

@@ -21,7 +21,13 @@ METRICS = {
     "ssim_full": ("whole-image SSIM", "1 = equal", 4),
     "l1_full": ("whole-image L1", "of the value range", 4),
 }
-METHODS = {"mean_fill": "mean fill", "flat_fill": "flat fill", "telea": "Telea", "navier_stokes": "Navier-Stokes"}
+METHODS = {
+    "mean_fill": "mean fill",
+    "flat_fill": "flat fill",
+    "telea": "Telea",
+    "navier_stokes": "Navier-Stokes",
+    "harmonic_fill": "harmonic fill",
+}
 BETTER = {"min": "lower is better", "max": "higher is better"}
 STYLE = """
 :root{color-scheme:light}*{box-sizing:border-box}

@@ -7,7 +7,6 @@ collectives over the named axis `batch`; the state is the same on every replica.
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import flax.jax_utils
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -61,13 +60,18 @@ def check_divisible(batch_size: int, replicas: int) -> None:
 
 def _pmap(devices: list[jax.Device]) -> Parallel:
     count = len(devices)
+    # The sharding of what pmap gives: with flax.jax_utils.replicate's own the second step would be compiled once more.
+    leading = NamedSharding(Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,)), PartitionSpec(AXIS))
+
+    def copies(x: Any) -> jax.Array:
+        return jax.device_put(np.broadcast_to(x, (count, *np.shape(x))), leading)
 
     def split(tree: Any) -> Any:
         return jax.tree.map(lambda x: np.asarray(x).reshape(count, -1, *np.shape(x)[1:]), tree)
 
     return Parallel(
         count=count,
-        replicate=lambda tree: flax.jax_utils.replicate(tree, devices),
+        replicate=lambda tree: jax.tree.map(copies, tree),
         # flax.jax_utils.unreplicate keeps the leading axis where one of several local devices is used.
         unreplicate=lambda tree: jax.tree.map(lambda x: x.addressable_data(0)[0], tree),
         shard=split,

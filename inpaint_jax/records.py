@@ -1,12 +1,13 @@
 """What a run writes while it trains: description, metrics rows, timing rows, and what `Monitor` shows of them."""
 
 import collections
+import contextlib
 import logging
 import math
 import time
 
 from inpaint_jax import config as config_module
-from inpaint_jax import describe, environment, health, image_files, network_graph, run_folder
+from inpaint_jax import describe, environment, health, image_files, network_picture, run_folder
 from inpaint_jax.monitor import Monitor
 from inpaint_jax.run import Run
 
@@ -20,16 +21,17 @@ class Records:
     """
 
     def __init__(self, run: Run, step: int):
-        self.monitor = Monitor(run.config, run.workdir, step, run.total_steps)
         self.wait = 0.0  # seconds spent waiting for data since the last timing row
         self._run = run
         self._rows = run_folder.RowFile(run.workdir / run_folder.METRICS)
         self._timing = run_folder.RowFile(run.workdir / run_folder.TIMING)
         self._mark, self._mark_step = time.perf_counter(), step
         # From the file, so that a verdict on the last rows does not depend on restarts.
-        written = run_folder.read_rows(run.workdir / run_folder.METRICS)
+        written = run_folder.iterate_rows(run.workdir / run_folder.METRICS)
         self._recent = collections.deque((row for row in written if row["split"] == "train"), health.WINDOW)
         self._verdict = health.diagnose(self._recent)
+        # Last: what was wrong before has no progress bar to stop.
+        self.monitor = Monitor(run.config, run.workdir, step, run.total_steps)
 
     def metrics(self, step: int, split: str, phase: str, values: dict[str, float]) -> None:
         """Writes one row and its scalars; a value that is not finite becomes null, which JSON has a word for."""
@@ -60,12 +62,13 @@ class Records:
         # Only now: a config that the checkpoint or the data refuse must not replace the one of the run.
         run_folder.write_text(path, text)
         run_folder.write_json(run.workdir / run_folder.ENVIRONMENT, environment.describe_environment())
-        if changed:
+        # Of what an earlier start from step 0 showed, TensorBoard drops all.
+        if step == 0 or changed:
             self.monitor.text(step, "config", text)
         if step == 0 or not (run.workdir / run_folder.NETWORKS).exists():
             for name, table in describe.parameter_tables(run.config).items():
                 self.monitor.text(step, f"parameters/{name}", table)
-            picture = network_graph.draw_networks(run.config)
+            picture = network_picture.draw_networks(run.config)
             image_files.write_png(run.workdir / run_folder.NETWORKS, picture)
             self.monitor.picture(step, "networks", picture)
 
@@ -86,5 +89,7 @@ class Records:
 
     def close(self) -> None:
         """Commits and closes everything."""
-        for closable in (self._rows, self._timing, self.monitor):
-            closable.close()
+        with contextlib.ExitStack() as stack:
+            # All of them, even if the disk is full for one.
+            for closable in (self.monitor, self._timing, self._rows):
+                stack.callback(closable.close)

@@ -2,6 +2,7 @@
 
 import html
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -80,12 +81,18 @@ def _load(workdir: Path) -> dict[str, Any]:
 
     def rows(path: Path) -> list[dict]:
         path.stat()  # a missing file would count as one without rows
-        return [row for row in run_folder.read_rows(path) if isinstance(row, dict)]
+        return run_folder.read_rows(path)
 
     run: dict[str, Any] = {"workdir": workdir, "missing": missing}
     for key, name in (("config", run_folder.CONFIG), ("results", RESULTS), ("environment", run_folder.ENVIRONMENT)):
         value = read(name, lambda path: json.loads(path.read_text(encoding="utf-8")))
         run[key] = value if isinstance(value, dict) else {}
+    hashes = config_module.hashes(ml_collections.ConfigDict(run["config"])) if run["config"] else {}
+    if run["results"] and hashes and run["results"].get("hashes") != hashes:
+        # As after more epochs were asked for, until the test that follows them.
+        missing.append(f"{RESULTS}, which is of an earlier config")
+        run["results"] = {}
+    run["hashes"] = hashes
     run["rows"], run["timing"] = read(run_folder.METRICS, rows) or [], read(run_folder.TIMING, rows) or []
     log = read(run_folder.LOG, lambda path: path.read_text(encoding="utf-8", errors="replace"))
     run["log"] = (log or "").splitlines()
@@ -101,16 +108,13 @@ def _load(workdir: Path) -> dict[str, Any]:
 
 def _header(run: dict) -> str:
     results, environment = run["results"], run["environment"]
-    hashes = results.get("hashes") or {}
-    if not hashes and run["config"]:
-        hashes = config_module.hashes(ml_collections.ConfigDict(run["config"]))
     times = [found[0] for line in run["log"] if (found := re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", line))]
     seconds = sum(row["seconds"] for row in run["timing"] if curves.is_number(row.get("seconds")))
     steps = max((row["step"] for row in run["rows"] if curves.is_number(row.get("step"))), default=0)
     done = f"{steps:,} steps, {run['last_epoch']:.4g} epochs"
     devices = Counter(map(str, environment.get("devices", [])))
     pairs = [
-        ("Hashes", ", ".join(f"{name} {value}" for name, value in hashes.items())),
+        ("Hashes", ", ".join(f"{name} {value}" for name, value in run["hashes"].items())),
         ("Last started", str(environment.get("started", ""))),
         ("Log", f"{times[0]} to {times[-1]}" if times else ""),
         ("Training", f"{pages.duration_text(seconds)}, {done}" if run["timing"] else done),
@@ -137,10 +141,12 @@ def _verdict(run: dict) -> str:
     if not others or not direction or not curves.is_number(ours):
         return f"{text}; there is nothing to compare it with."
     best = (min if direction == "min" else max)(others, key=others.__getitem__)
-    parts = []
-    for name in ("telea", best)[best == "telea" or "telea" not in others :]:
-        figure = pages.number_text(others[name], metric)
-        parts.append(f"{_compared(ours, others[name], metric)} {pages.METHODS.get(name, name)} ({figure})")
+    parts = [
+        f"{_compared(ours, others[name], metric)} {pages.METHODS.get(name, name)} "
+        f"({pages.number_text(others[name], metric)})"
+        for name in dict.fromkeys(("telea", best))
+        if name in others
+    ]
     return f"{text}, {' and '.join(parts)}, the best of the baselines; {pages.BETTER[direction]}."
 
 
@@ -196,12 +202,11 @@ def _methods(results: dict) -> str:
         notes = [note for note in (unit, pages.BETTER.get(METRIC_DIRECTION.get(metric, ""))) if note]
         head.append(html.escape(label) + "".join(f'<span class="unit">{html.escape(note)}</span>' for note in notes))
         known = [values[metric] for values in methods.values() if curves.is_number(values.get(metric))]
-        best = (
-            {"min": min, "max": max}[METRIC_DIRECTION[metric]](known) if known and metric in METRIC_DIRECTION else None
-        )
+        choose = {"min": min, "max": max}.get(METRIC_DIRECTION.get(metric, ""))
+        best = choose(known) if choose and known else math.nan  # which equals nothing
         for row, values in zip(rows, methods.values(), strict=True):
             cell = pages.number_text(values.get(metric), metric)
-            row.append(f"<strong>{cell}</strong>" if values.get(metric) == best is not None else cell)
+            row.append(f"<strong>{cell}</strong>" if values.get(metric) == best else cell)
     return pages.table(head, rows, chosen=[0])
 
 

@@ -9,7 +9,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from inpaint_jax import checkpoint, evaluate, image_files, regimes, run_folder, task
+from inpaint_jax import checkpoint, evaluate, image_files, regimes, run_folder, task, wandb_writer
 from inpaint_jax import config as config_module
 from inpaint_jax import data as data_module
 from inpaint_jax.data import folder, pipeline
@@ -96,10 +96,12 @@ def assemble(config: ml_collections.ConfigDict, name: str, workdir: Path) -> Run
 
 
 def _check_config_alone(config: ml_collections.ConfigDict, parallel: Parallel, workdir: Path) -> None:
-    """Raises ValueError for what can be known before the data is read: names, masks, devices, space on the disk."""
+    """Raises ValueError for what can be known before the data is read: names, masks, devices, packages, disk space."""
     regimes.first_regime(config)
     check_divisible(config.batch_size, parallel.count)
     task.validate_mask(config)
+    if config.wandb.project:
+        wandb_writer.library(config)
     system = make_system(config, total_steps=1)
     state = jax.eval_shape(lambda: create_state(config, system.optimizers))
     run_folder.check_space(workdir, needed_bytes(config, state))
@@ -176,14 +178,14 @@ def begin(run: Run, checkpoints: checkpoint.Checkpoints, allow_changes: bool) ->
         regime = dataclasses.replace(regime, stopped=False, waited_epochs=0)
     step = int(state.step)
     checkpoints.drop_best_after(step)
-    rows = run_folder.truncate_rows(workdir / run_folder.METRICS, step)
+    last = run_folder.truncate_rows(workdir / run_folder.METRICS, step)
     if regime.best_step == step and checkpoints.best_step() != step:
         checkpoints.save_best(step, generator_variables(state))
-    log_earlier_run(run, step, regime, rows)
+    log_earlier_run(run, step, regime, last)
     return state, regime
 
 
-def log_earlier_run(run: Run, step: int, regime: RegimeState, rows: list[dict]) -> None:
+def log_earlier_run(run: Run, step: int, regime: RegimeState, last: dict[str, dict]) -> None:
     """Logs what the run has done so far: steps, epochs, last and best numbers, wall time."""
     seconds = sum(row["seconds"] for row in run_folder.read_rows(run.workdir / run_folder.TIMING))
     log.info(
@@ -191,9 +193,11 @@ def log_earlier_run(run: Run, step: int, regime: RegimeState, rows: list[dict]) 
         step, run.total_steps, run.epochs_done(step), run.config.epochs, seconds, run.workdir,
     )  # fmt: skip
     for split in ("train", "val"):
-        if last := next((row for row in reversed(rows) if row["split"] == split), None):
-            numbers = "  ".join(f"{k} {v:.4g}" for k, v in last.items() if isinstance(v, float) and k != "epoch")
-            log.info("last %s row, step %d: %s", split, last["step"], numbers)
+        if row := last.get(split):
+            # The others are many, and stand in the row.
+            shown = [name for name in row if name in ("loss/generator", "loss/discriminator") or name.endswith("_hole")]
+            numbers = "  ".join(f"{name} {row[name]:.4g}" for name in shown if row[name] is not None)
+            log.info("last %s row, step %d: %s", split, row["step"], numbers)
     if regime.best is not None:
         log.info("best %s so far: %.4f at step %d", run.config.regime.monitor, regime.best, regime.best_step)
 

@@ -4,8 +4,9 @@ import fcntl
 import json
 import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -170,32 +171,61 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, sort_keys=False) + "\n")
 
 
-def read_rows(path: Path) -> list[dict]:
-    """Returns the rows of a `.jsonl` file; a last line cut short by a kill is left out.
+def iterate_rows(path: Path) -> Iterator[dict]:
+    """Yields the rows of a `.jsonl` file, none if it is missing; a last line cut short by a kill is left out.
 
     Raises:
         ValueError: a damaged line that is not the last.
     """
     if not path.exists():
-        return []
-    rows, lines = [], path.read_bytes().splitlines()
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            if not isinstance(row, dict) or "step" not in row:
-                raise ValueError("no row of a step")
-            rows.append(row)
-        except ValueError as error:
-            if number < len(lines):
-                raise ValueError(f"line {number} of {path} is damaged ({error}): mend or remove it") from error
-    return rows
+        return
+    damaged = None
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if damaged:
+                raise ValueError(f"line {number - 1} of {path} is damaged ({damaged}): mend or remove it") from damaged
+            try:
+                row = json.loads(line, object_pairs_hook=_row)
+                if not isinstance(row, dict) or "step" not in row:
+                    raise ValueError("no row of a step")
+            except ValueError as error:
+                damaged = error
+            else:
+                yield row
 
 
-def truncate_rows(path: Path, step: int) -> list[dict]:
-    """Rewrites the file without rows of steps after `step`, atomically, and returns the rows that stay."""
-    rows = [row for row in read_rows(path) if row["step"] <= step]
-    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
-    return rows
+def _row(pairs: list[tuple[str, Any]]) -> dict:
+    # Rows have the same names: as single objects they take half the memory.
+    return {sys.intern(name): value for name, value in pairs}
+
+
+def read_rows(path: Path) -> list[dict]:
+    """Returns the rows of a `.jsonl` file as a list; see `iterate_rows`."""
+    return list(iterate_rows(path))
+
+
+def truncate_rows(path: Path, step: int) -> dict[str, dict]:
+    """Rewrites the file without rows of steps after `step`, atomically, and returns the last row of each split."""
+    last = {}
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("w") as file:
+            for row in iterate_rows(path):
+                if row["step"] <= step:
+                    file.write(json.dumps(row) + "\n")
+                    last[row["split"]] = row
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return last
+
+
+def _ends_with_a_line(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 1))
+        return file.read() == b"\n"
 
 
 class RowFile:
@@ -203,7 +233,7 @@ class RowFile:
 
     def __init__(self, path: Path):
         # A kill can leave half a line, to which the next row would be glued.
-        if path.exists() and not path.read_bytes().endswith(b"\n"):
+        if path.exists() and not _ends_with_a_line(path):
             write_text(path, "".join(json.dumps(row) + "\n" for row in read_rows(path)))
         self._file = path.open("a")
 

@@ -1,8 +1,9 @@
-"""An optional copy of scalars, texts and pictures in Weights & Biases: `--config.wandb.project=NAME`."""
+"""An optional copy of scalars and pictures in Weights & Biases: `--config.wandb.project=NAME`."""
 
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 
 import ml_collections
 import numpy as np
@@ -10,11 +11,27 @@ import numpy as np
 from inpaint_jax import run_folder
 
 
+def library(config: ml_collections.ConfigDict) -> ModuleType:
+    """Returns the package `wandb`.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    try:
+        import wandb
+    except ImportError as error:
+        raise ValueError(
+            f"config.wandb.project = {config.wandb.project!r} needs Weights & Biases: pip install wandb, "
+            "or leave the project empty"
+        ) from error
+    return wandb
+
+
 class WandbWriter:
-    """Writes what TensorBoard gets to Weights & Biases as well.
+    """Writes scalars and pictures to Weights & Biases as well.
 
     A run that goes on keeps its identity, stored in the run folder. Values are logged against the field `step`, so
-    that steps that are done again after a kill replace those of the same number in its plots.
+    that steps that are done again after a kill fall on the same places in its plots.
 
     Args:
         config: the whole config; `config.wandb` names project and mode.
@@ -25,14 +42,7 @@ class WandbWriter:
     """
 
     def __init__(self, config: ml_collections.ConfigDict, workdir: Path):
-        try:
-            import wandb
-        except ImportError as error:
-            raise ValueError(
-                f"config.wandb.project = {config.wandb.project!r} needs Weights & Biases: pip install wandb, "
-                "or leave the project empty"
-            ) from error
-        self._wandb = wandb
+        self._wandb = wandb = library(config)
         identity = workdir / run_folder.WANDB_ID
         if not identity.exists():
             run_folder.write_text(identity, secrets.token_hex(4))

@@ -17,6 +17,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from inpaint_jax import command_line, run_folder
+from inpaint_jax import config as config_module
 
 log = logging.getLogger("inpaint_jax")
 
@@ -29,6 +30,7 @@ _ALLOW = flags.DEFINE_bool("allow_config_changes", False, "go on although config
 
 def _main() -> int:
     config = command_line.require(_CONFIG)
+    config_module.validate(config)  # before JAX is imported, so that the answer comes at once
     command_line.prepare_jax(config.deterministic)
     if _DESCRIBE.value:
         from inpaint_jax import describe

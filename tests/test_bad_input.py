@@ -126,7 +126,6 @@ def desk(tmp_path_factory, model) -> Path:
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("absent", "there is no folder 'absent': set config.data.path"),
         ("empty", "no pictures below 'empty'"),
         ("file.png", "there is no folder 'file.png': set config.data.path"),
     ],
@@ -208,7 +207,7 @@ FILL = {"model": "model", "image": "a.png", "mask": "m.png", "out": "o.png"}
     ("wrong", "message"),
     [
         ({"image": "absent.png"}, "no file absent.png"),
-        ({"image": "folder.png"}, "folder.png cannot be read"),
+        ({"image": "folder.png"}, "folder.png is a folder: give the picture itself"),
         ({"image": "{bad}/truncated.png"}, "truncated.png cannot be read"),
         ({"image": "{bad}/16bit.png"}, "more than 8 bits per channel"),
         ({"mask": "{bad}/text.jpg"}, "text.jpg is not an image"),

@@ -116,3 +116,12 @@ def test_wrong_arguments_are_named():
         baselines.flat_fill(image, mask[:-1])
     with pytest.raises(ValueError, match="float32"):
         baselines.mean_fill(image.astype(np.float32), mask, normal_maps=False)
+
+
+def test_harmonic_fill_continues_a_slope_at_any_size():
+    ramp = np.broadcast_to(np.uint8(4 * np.arange(50))[None, :, None], (37, 50, 3))
+    mask = np.zeros((37, 50), np.uint8)
+    mask[10:26, 12:30] = 1
+    error = baselines.harmonic_fill(ramp, mask).astype(int) - ramp
+    assert np.abs(error).max() <= 12
+    assert np.abs(error[mask == 1]).mean() < 4

@@ -1,5 +1,6 @@
 """Sources of pictures: folder trees, cached manifests, bad files, embedded maps and mask files."""
 
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -287,3 +288,22 @@ def test_memory_of_decoded_pictures_is_bounded_whatever_their_sizes():
     assert sum(image.nbytes for image in source._kept.values()) == 2 * 8 * 8 * 3
     with pytest.raises(IndexError, match="picture 4 of a source of 4"):
         source[4]
+
+
+def test_photographs_in_place_of_normal_maps_are_told(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("inpaint_jax"), "propagate", True)
+    random = np.random.default_rng(0)
+    for i in range(30):
+        image_files.write_png(tmp_path / f"{i}.png", random.integers(0, 255, (40, 40, 3), np.uint8))
+    config = unet_cosine.get_config("tiny").data
+    config.source, config.path, config.split_fractions = "folder", str(tmp_path), (0.5, 0.3, 0.2)
+    data.load_splits(config, 32)
+    assert "are no tangent-space normal maps" in caplog.text
+    caplog.clear()
+    config.kind = "photographs"
+    data.load_splits(config, 32)
+    for i in range(30):
+        image_files.write_png(tmp_path / f"{i}.png", np.full((40, 40, 3), (128 + i, 128, 250), np.uint8))
+    config.kind = "normal_maps"
+    data.load_splits(config, 32)
+    assert not caplog.text

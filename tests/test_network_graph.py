@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from inpaint_jax import models, network_graph, state, task
+from inpaint_jax import models, network_graph, network_picture, state, task
 
 
 def generator_graph(config):
@@ -133,7 +133,8 @@ class SharedSteps(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> list[jax.Array]:
         layer = nn.Conv(3, (3, 3), name="step")
-        x = layer(x)
+        x, start = layer(x), x
+        jax.debug.print("{} {}", x.mean(), start.mean())  # two values that meet in nothing
         x = x + nn.Dropout(0.5, deterministic=True)(layer(nn.relu(x)))
         return [x, layer(nn.max_pool(x, (2, 2), (2, 2)))]
 
@@ -161,17 +162,17 @@ def test_a_single_layer_is_its_own_block():
 
 
 def test_the_picture_is_the_same_each_time_and_shows_both_networks(tiny_config):
-    picture = network_graph.draw_networks(tiny_config)
+    picture = network_picture.draw_networks(tiny_config)
     assert picture.dtype == np.uint8
     assert picture.ndim == 3
     assert picture.shape[2] == 3
-    np.testing.assert_array_equal(picture, network_graph.draw_networks(tiny_config))
+    np.testing.assert_array_equal(picture, network_picture.draw_networks(tiny_config))
     # White margins, so nothing is cut off, around a picture that is neither empty nor black.
     for edge in (picture[:8], picture[-8:], picture[:, :8], picture[:, -8:]):
         assert (edge == 255).all()
     assert 0.02 < np.mean(picture.min(-1) < 250) < 0.5
     tiny_config.discriminator.name = "none"
-    alone = network_graph.draw_networks(tiny_config)
+    alone = network_picture.draw_networks(tiny_config)
     assert alone.shape[0] < picture.shape[0]
     assert alone.shape[1] == picture.shape[1]
 
@@ -179,9 +180,9 @@ def test_the_picture_is_the_same_each_time_and_shows_both_networks(tiny_config):
 def test_a_skip_is_seen_in_the_picture(tiny_config):
     tiny_config.discriminator.name = "none"
     tiny_config.generator.update({"refine": 0, "residual": False})
-    with_skips = network_graph.draw_networks(tiny_config)
+    with_skips = network_picture.draw_networks(tiny_config)
     tiny_config.generator.skips = False
-    without = network_graph.draw_networks(tiny_config)
+    without = network_picture.draw_networks(tiny_config)
 
     def longest_dark_runs(picture):
         dark = picture.max(-1) < 120

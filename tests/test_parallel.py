@@ -56,6 +56,18 @@ def runs(make_state, make_batch):
     return {form: run(*form) for form in FORMS}
 
 
+@pytest.mark.parametrize(("kind", "devices"), FORMS)
+def test_a_state_is_placed_before_the_first_step_as_after_it(kind, devices):
+    # Otherwise the second step would be compiled once more.
+    form = form_of(kind, devices)
+    state = form.replicate({"weights": np.arange(3, dtype=np.float32)})
+    before = state["weights"].sharding
+    train = form.train(lambda state, frozen, batch: ({"weights": state["weights"] + 1}, {}))
+    state, _ = train(state, form.replicate({}), form.shard({"slot": np.arange(4, dtype=np.int32)}))
+    assert state["weights"].sharding == before
+    np.testing.assert_array_equal(form.unreplicate(state)["weights"], [1, 2, 3])
+
+
 @pytest.mark.parametrize("form", SPREAD)
 def test_averaged_gradients_are_those_of_one_device(runs, form):
     """Within 1e-4 of each array's largest value: rounding; a sum in the place of the mean is 2 to 4 times as large."""

@@ -88,7 +88,7 @@ def test_tensorboard_shows_config_parameters_networks_and_scalars(tiny_config, t
 
 
 def test_a_run_that_goes_on_does_not_repeat_its_texts(tiny_config, tmp_path):
-    for step in (0, 20):
+    for step in (0, 0, 20):  # TensorBoard drops the first: it was killed before a checkpoint
         records = Records(run_of(tiny_config, tmp_path), step)
         records.describe(step)
         records.close()

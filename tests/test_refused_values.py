@@ -1,11 +1,12 @@
 """What the library refuses, by the name of the field or the file, and what a refused run leaves: nothing."""
 
 import re
+import sys
 
 import pytest
 
 from configs import common, unet_cosine
-from inpaint_jax import checkpoint, optim, run, run_folder, task, weights
+from inpaint_jax import checkpoint, optim, run, run_folder, task, train, weights
 from inpaint_jax import config as config_module
 
 
@@ -69,6 +70,15 @@ def test_a_config_of_wrong_types_is_refused_by_the_name_of_the_field(tiny_config
         tiny_config[field] = value
     with pytest.raises(ValueError, match=re.escape(message)):
         config_module.validate(tiny_config)
+
+
+def test_a_package_that_is_missing_is_named_before_an_earlier_run_is_removed(tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not installed
+    tiny_config.wandb.project = "holes"
+    (tmp_path / run_folder.METRICS).write_text("earlier")
+    with pytest.raises(ValueError, match=r"config\.wandb\.project = 'holes' needs .*pip install wandb"):
+        train.run_training(tiny_config, "unet_cosine.py:tiny", tmp_path, restart=True, allow_changes=False)
+    assert (tmp_path / run_folder.METRICS).read_text() == "earlier"
 
 
 def test_a_config_without_a_field_is_refused(tiny_config):

@@ -101,14 +101,16 @@ def test_truncation_drops_later_rows_and_a_cut_last_line(tmp_path, tail):
     path = tmp_path / "metrics.jsonl"
     rows = write_rows(path, range(1, 6), tail)
     assert run_folder.read_rows(path) == rows
-    assert run_folder.truncate_rows(path, 3) == rows[:3]
+    assert run_folder.truncate_rows(path, 3) == {"train": rows[2]}
     assert path.read_text() == "".join(json.dumps(row) + "\n" for row in rows[:3])
-    assert run_folder.truncate_rows(path, -1) == run_folder.read_rows(path) == []
+    assert run_folder.truncate_rows(path, -1) == {}
+    assert run_folder.read_rows(path) == []
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_rows_of_no_file_are_none(tmp_path):
     assert run_folder.read_rows(tmp_path / "absent.jsonl") == []
-    assert run_folder.truncate_rows(tmp_path / "absent.jsonl", 3) == []
+    assert run_folder.truncate_rows(tmp_path / "absent.jsonl", 3) == {}
 
 
 def test_a_damaged_line_in_the_middle_is_named(tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 
-from inpaint_jax.data import bundled_photos, folder, procedural_normals, splits, tfds_source
+from inpaint_jax.data import bundled_photos, folder, normal_maps, procedural_normals, splits, tfds_source
 from inpaint_jax.data.source import ImageSource
 
 Splits = dict[str, ImageSource]
@@ -196,7 +196,10 @@ def load_splits(config: ml_collections.ConfigDict, size: int, cache: Path | None
     """
     if config.source not in SOURCES:
         raise ValueError(f"config.data.source = {config.source!r}: known sources are {', '.join(sorted(SOURCES))}")
-    return SOURCES[config.source](config, size, cache)
+    result = SOURCES[config.source](config, size, cache)
+    if config.kind == "normal_maps" and config.source not in ("procedural_normals", "bundled_photos"):
+        normal_maps.warn_of_other_pictures(result["val"])
+    return result
 
 
 @functools.cache

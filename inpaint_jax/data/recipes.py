@@ -21,6 +21,7 @@ import numpy as np
 from inpaint_jax import image_files, run_folder
 from inpaint_jax.data import deb_packages, folder, prepare
 from inpaint_jax.data.crops import CropSettings
+from inpaint_jax.data.normal_maps import is_normal_map
 
 log = logging.getLogger("inpaint_jax")
 
@@ -34,11 +35,6 @@ _EXPECTED_KEYS = ("pictures", "pictures_sha256", "counts", "fingerprint")
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+:~_-]*")
 # Changes whenever the same recipe would take other pictures, so that no old ones are used.
 _EXTRACTION = 1
-
-# What passes for a tangent-space normal map.
-_LEAST_BLUE = 0.7  # mean blue, of 1
-_LENGTH_TOLERANCE = 0.1  # of the median length of the vectors, around 1
-_MOST_BACKWARD = 0.01  # share of pixels whose vector points into the surface
 
 TOO_SMALL, REFUSED, REPEATED, DAMAGED = "too small for a crop", "no normal map", "the same pixels again", "unreadable"
 
@@ -102,22 +98,6 @@ def _problems(recipe: dict) -> Iterator[str]:
     CropSettings(**recipe["crops"])
     if recipe["expected"]:
         yield from (f"has no field {key!r} in 'expected'" for key in _EXPECTED_KEYS if key not in recipe["expected"])
-
-
-def is_normal_map(image: np.ndarray) -> bool:
-    """Returns whether a picture holds vectors of a tangent-space normal map, v = 2 rgb / 255 - 1.
-
-    Its mean blue is above 0.7 of 1, the median length of its vectors within 0.1 of 1, and at most 1% of the vectors
-    point into the surface.
-
-    Args:
-        image: uint8 (H, W, 3).
-    """
-    vectors = image.astype(np.float32) / 127.5 - 1
-    length = float(np.median(np.linalg.norm(vectors, axis=-1)))
-    backward = float((vectors[..., 2] < 0).mean())
-    blue = float(image[..., 2].mean()) / 255
-    return blue > _LEAST_BLUE and abs(length - 1) < _LENGTH_TOLERANCE and backward <= _MOST_BACKWARD
 
 
 CHECKS = {"normal_map": is_normal_map}
