@@ -35,7 +35,7 @@ def run(main: Callable[..., int], usage: str, arguments: bool = False) -> None:
     """
     if {"--help", "-h", "-help"} & set(sys.argv[1:]):
         own = flags.FLAGS.get_key_flags_for_module(sys.argv[0])
-        listed = "".join(f"  --{flag.name}: {flag.help}\n" for flag in own)
+        listed = "".join(f"  --{flag.name}: {flag.help}{_default(flag)}\n" for flag in own)
         print(f"{usage.strip()}\n\nOptions:\n{listed}", end="")
         sys.exit(0)
     if arguments:
@@ -63,6 +63,10 @@ def run(main: Callable[..., int], usage: str, arguments: bool = False) -> None:
     except KeyboardInterrupt:
         _fail(KeyboardInterrupt("interrupted"), INTERRUPTED)
     sys.exit(code)
+
+
+def _default(flag: flags.Flag) -> str:
+    return "" if flag.default in (None, False, "", []) else f" (default {flag.default_as_str.strip(chr(39))})"
 
 
 @functools.cache

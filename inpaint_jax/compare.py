@@ -152,8 +152,7 @@ def differing_fields(configs: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _field_texts(config: dict[str, Any], fields: Sequence[str]) -> list[str]:
-    last = [field.rpartition(".")[2] for field in fields]
-    texts = [f"{s if last.count(s) == 1 else f}={value_text(config, f)}" for f, s in zip(fields, last, strict=True)]
+    texts = [f"{field}={value_text(config, field)}" for field in fields]
     if len(texts) > LABEL_FIELDS:
         texts = [*texts[: LABEL_FIELDS - 1], f"and {len(texts) - LABEL_FIELDS + 1} more fields"]
     return texts

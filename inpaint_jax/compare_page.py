@@ -91,8 +91,10 @@ def draw_plot(groups: Sequence[Group]) -> np.ndarray:
             style = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if turned else {}
             axes.tick_params(labelbottom=True)
             axes.set_xticks(range(1, len(groups) + 1), ticks, **style)
-        handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=5, frameon=False, fontsize=8)
+        shown = {}  # name -> line, of those that any panel shows
+        for axes in panels:
+            shown |= {name: line for line, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+        figure.legend(shown.values(), shown, loc="outside upper center", ncols=5, frameon=False, fontsize=8)
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         return np.array(canvas.buffer_rgba())[..., :3]
@@ -114,7 +116,8 @@ def _draw_panel(axes: Axes, groups: Sequence[Group], baselines: dict[str, dict],
     axes.set_xlim(0.4, len(groups) + 0.6)
     for number, (name, value) in enumerate(fills.items()):
         style = {"color": curves.COLOURS[number % len(curves.COLOURS)], "dashes": (2 + 2 * number, 2), "linewidth": 1.2}
-        axes.axhline(value, label=pages.METHODS.get(name, name), zorder=1, **style)
+        if bottom <= value <= top:
+            axes.axhline(value, label=pages.METHODS.get(name, name), zorder=1, **style)
     boxes = axes.boxplot(members, widths=0.5, showfliers=False, patch_artist=True, manage_ticks=False, zorder=2)
     for box in boxes["boxes"]:
         box.set(facecolor="#dce9f5", alpha=0.8)

@@ -24,7 +24,7 @@ def describe_environment() -> dict[str, Any]:
         "working_folder": str(Path.cwd()),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "devices": [f"{device.platform} {device.device_kind}" for device in jax.devices()],
+        "devices": [device.device_kind for device in jax.devices()],
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "git_commit": _git_commit(Path(__file__).parents[1]),

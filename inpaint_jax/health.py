@@ -6,6 +6,7 @@ import numpy as np
 
 WINDOW = 10  # logged rows that a verdict looks at
 EARLY = 200  # steps; rows before give no verdict, because no discriminator has had the time to learn
+SPAN = 200  # steps from the first of those rows to the last, at least: fewer steps are chance
 WON_ACCURACY = 0.98
 BLIND_GAP, BLIND_ACCURACY = 0.02, 0.01
 
@@ -47,10 +48,11 @@ def diagnose(rows: Sequence[Mapping]) -> str:
     """Returns "won", "collapsed" or "" for the training rows so far.
 
     Won: an accuracy of at least 98%. Collapsed: mean logits less than 0.02 apart and an accuracy within one percent of
-    one half, as a constant answer gives. Both over the last `WINDOW` rows, from step `EARLY` on.
+    one half, as a constant answer gives. Both over the last `WINDOW` rows, from step `EARLY` on and over `SPAN` steps.
     """
-    means = averages([row for row in rows if row["step"] >= EARLY])
-    if not means:
+    rows = [row for row in rows if row["step"] >= EARLY][-WINDOW:]
+    means = averages(rows)
+    if not means or rows[-1]["step"] - rows[0]["step"] < SPAN:
         return ""
     if means["accuracy"] >= WON_ACCURACY:
         return "won"

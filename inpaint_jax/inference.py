@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -97,3 +98,8 @@ class Inpainter:
                 total[window] += output * weight
                 weights_sum[window] += weight
         return total / weights_sum
+
+
+def widest(hole: np.ndarray) -> int:
+    """Returns how wide a hole (H, W), nonzero = hole, is at most: twice the longest way to a known pixel, in pixels."""
+    return round(2 * float(cv2.distanceTransform((hole > 0).astype(np.uint8), cv2.DIST_L2, 5).max()))

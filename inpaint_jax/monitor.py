@@ -8,8 +8,11 @@ from pathlib import Path
 
 import ml_collections
 import numpy as np
-import tensorboardX
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 
 from inpaint_jax import command_line, image_files, run_folder
 from inpaint_jax.wandb_writer import WandbWriter
@@ -17,6 +20,36 @@ from inpaint_jax.wandb_writer import WandbWriter
 log = logging.getLogger("inpaint_jax")
 
 SAMPLE_COLUMNS = ("masked", "output", "completed", "truth")
+
+
+class EventFile:
+    """A file of TensorBoard events, written at once: tensorboardX's own writer would lose a queue at a kill.
+
+    Args:
+        folder: the log folder, made if missing.
+        first_step: the step the run goes on from; TensorBoard drops what earlier files hold beyond it.
+    """
+
+    def __init__(self, folder: Path, first_step: int):
+        folder.mkdir(parents=True, exist_ok=True)
+        # Files are named by the second they were begun in; the suffix keeps two of one second apart.
+        self._writer = EventsWriter(str(folder / "events"), f".{first_step:09d}")
+        # Texts and pictures of the beginning have step 0.
+        begin = Event(step=first_step + 1 if first_step else 0, session_log=SessionLog(status=SessionLog.START))
+        begin.wall_time = time.time()
+        self._writer.write_event(begin)
+
+    def write(self, step: int, content: Summary) -> None:
+        """Appends one event."""
+        self._writer.write_event(Event(step=step, wall_time=time.time(), summary=content))
+
+    def flush(self) -> None:
+        """Returns when the file holds everything that was written."""
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Flushes and closes the file."""
+        self._writer.close()
 
 
 class Monitor:
@@ -33,12 +66,7 @@ class Monitor:
         self._workdir = workdir
         # First: it may refuse, and nothing must be half open then.
         self._wandb = WandbWriter(config, workdir) if config.wandb.project else None
-        # Texts and pictures of the beginning have step 0.
-        purge_step = first_step + 1 if first_step else 0
-        # Files are named by the second they were begun in; the suffix keeps two of one second apart.
-        self._writer = tensorboardX.SummaryWriter(
-            str(workdir / run_folder.TENSORBOARD), purge_step=purge_step, filename_suffix=f".{first_step:09d}"
-        )
+        self._events = EventFile(workdir / run_folder.TENSORBOARD, first_step)
         columns: list[ProgressColumn] = [
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(),
@@ -56,21 +84,25 @@ class Monitor:
         """Moves the bar."""
         self._bar.update(self._task, completed=step, epoch=f"{epoch}/{epochs}", pace=images_per_second)
 
+    def reckon_from(self, step: int) -> None:
+        """Reckons the time left by the pace from this step on."""
+        self._started, self._first = time.monotonic(), step
+
     def scalars(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Writes scalars under `<split>/<name>`."""
         named = {f"{split}/{name}": value for name, value in values.items()}
         for name, value in named.items():
-            self._writer.add_scalar(name, value, step)
+            self._events.write(step, summary.scalar(name, value))
         if self._wandb:
             self._wandb.scalars(step, named)
 
     def text(self, step: int, name: str, text: str) -> None:
         """Writes a text, shown as it is, in a fixed-width font."""
-        self._writer.add_text(name, "".join(f"    {line}\n" for line in text.splitlines()), step)
+        self._events.write(step, summary.text(name, "".join(f"    {line}\n" for line in text.splitlines())))
 
     def picture(self, step: int, name: str, picture: np.ndarray) -> None:
         """Writes a picture, uint8 (H, W, 3)."""
-        self._writer.add_image(name, picture, step, dataformats="HWC")
+        self._events.write(step, summary.image(name, picture, dataformats="HWC"))
         if self._wandb:
             self._wandb.picture(step, name, picture)
 
@@ -98,11 +130,11 @@ class Monitor:
 
     def flush(self) -> None:
         """Returns when TensorBoard's files hold everything: a kill later must not lose what a checkpoint covers."""
-        self._writer.flush()
+        self._events.flush()
 
     def close(self) -> None:
         """Stops the bar and flushes TensorBoard."""
         self._bar.stop()
-        self._writer.close()
+        self._events.close()
         if self._wandb:
             self._wandb.close()

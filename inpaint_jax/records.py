@@ -29,7 +29,8 @@ class Records:
         # From the file, so that a verdict on the last rows does not depend on restarts.
         written = run_folder.iterate_rows(run.workdir / run_folder.METRICS)
         self._recent = collections.deque((row for row in written if row["split"] == "train"), health.WINDOW)
-        self._verdict = health.diagnose(self._recent)
+        # The verdict that was warned of, and the rows without one since.
+        self._told, self._quiet = health.diagnose(self._recent), 0
         # Last: what was wrong before has no progress bar to stop.
         self.monitor = Monitor(run.config, run.workdir, step, run.total_steps)
 
@@ -44,11 +45,19 @@ class Records:
             self._watch_health(step)
 
     def _watch_health(self, step: int) -> None:
-        """Warns once when the discriminator has collapsed or won, and again only after it had recovered."""
+        """Warns when the discriminator has collapsed or won, and again only after ten rows without a verdict."""
         verdict = health.diagnose(self._recent)
-        if verdict and verdict != self._verdict:
+        if verdict and verdict != self._told:
             log.warning("step %d: %s", step, health.advice(verdict, self._recent))
-        self._verdict = verdict
+            self._told = verdict
+        self._quiet = 0 if verdict else self._quiet + 1
+        if self._quiet >= health.WINDOW:
+            self._told = ""
+
+    def first_step(self, step: int) -> None:
+        """Says that the step is compiled, and begins to reckon the time left: compiling would count as slow steps."""
+        log.info("compiled; the first step was done after %.0f s", time.perf_counter() - self._mark)
+        self.monitor.reckon_from(step)
 
     def health_line(self) -> str:
         """Returns the state of both networks over the last rows, in one line."""

@@ -178,7 +178,8 @@ def _results(run: dict) -> str:
     facts += [f"mask set {results['mask_set']}"] if "mask_set" in results else []
     if curves.is_number(results.get("mean_hole_ratio")):
         facts.append(f"mean hole ratio {results['mean_hole_ratio']:.3f}")
-    facts += [f"data {results['dataset'].get('source')}"] if results.get("dataset") else []
+    if dataset := results.get("dataset"):
+        facts.append(" ".join(filter(None, ("data", dataset.get("source"), dataset.get("name")))))
     text = f"<p>{html.escape('; '.join(facts))}. The best of each column is bold.</p>\n" + _methods(results)
     if (large := results.get("large_holes")) and large.get("metrics"):
         text += (

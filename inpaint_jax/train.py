@@ -52,9 +52,13 @@ def fit(run: Run, checkpoints: checkpoint.Checkpoints, preemption: checkpoint.Pr
     records = Records(run, step)
     try:
         records.describe(step)
+        log.info("training from step %d to %d; compiling first, which can take minutes", step, run.total_steps)
+        first_step = step + 1
         while step < run.total_steps and not regime.stopped:
             state, scalars = train_step(state, frozen, parallel.shard(next_batch(batches, records)))
             step += 1
+            if step == first_step:
+                records.first_step(step)
             # Read once: a signal between two looks would end the run without the save that it announces.
             preempted, actions = preemption.requested, ()
             validates, saves = run.due(step)

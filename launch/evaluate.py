@@ -2,15 +2,19 @@
 
     python launch/evaluate.py --model runs/unet_cosine-quick --images my_maps --out runs/my_test
 
-Writes results.json, samples.png and the single pictures below <out>/test. Exit codes: 0 tested; 1 an error with a
-message; 2 wrong usage.
+Writes results.json, samples.png and single pictures below <out>/test, in place of those of an earlier test. Pictures
+that the model was trained on praise it too much: a warning says how many there are. Exit codes: 0 tested; 1 an error
+with a message; 2 wrong usage.
 """
 
+import logging
 from pathlib import Path
 
 from absl import flags
 
 from inpaint_jax import command_line
+
+log = logging.getLogger("inpaint_jax")
 
 _MODEL = flags.DEFINE_string("model", None, "run folder, or its generator/ folder")
 _IMAGES = flags.DEFINE_string("images", None, "folder of pictures, at any depth")
@@ -26,12 +30,16 @@ def _main() -> int:
 
     from inpaint_jax import config as config_module
     from inpaint_jax import evaluate, parallel, run_folder, step, weights
-    from inpaint_jax.data import folder
+    from inpaint_jax.data import folder, normal_maps
 
     config, variables = weights.load_generator(Path(model))
     hashes = config_module.hashes(config)
     config.evaluation.test_limit = _LIMIT.value
-    source = folder.load_folder(Path(images), config.image_size, _FIT.value)
+    source, contents = folder.load_folder(Path(images), config.image_size, _FIT.value)
+    if config.data.kind == "normal_maps":
+        normal_maps.warn_of_other_pictures(source)
+    if known := folder.count_known(contents, Path(model) / run_folder.DATA):
+        log.warning("%d of %d pictures belong to the folder that the model was trained from", known, len(source))
     run_folder.check_writable(Path(out), "--out")
     spread = parallel.make_parallel(config.parallel)
     eval_step = spread.evaluate(step.make_eval_step(config))
@@ -44,6 +52,7 @@ def _main() -> int:
     results["dataset"] = {"source": "folder", "name": Path(images).name, "fingerprint": source.fingerprint}
     evaluate.write_results(Path(out), results)
     evaluate.log_results(results)
+    log.info("figures and pictures are in %s", Path(out) / run_folder.TEST)
     return 0
 
 

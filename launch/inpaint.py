@@ -39,7 +39,14 @@ def _main() -> int:
         )
     if hole.all():
         raise ValueError(f"the mask {mask} is all hole (white): leave what is to be kept black, the fill grows from it")
-    filled = inference.Inpainter.load(model)(pixels, hole)
+    inpainter = inference.Inpainter.load(model)
+    if (width := inference.widest(hole)) > inpainter.size:
+        log.warning(
+            "the hole is %d pixels wide and the model was trained on pictures of %d: far from known pixels expect "
+            "nonsense; scale the picture down, or train a larger model",
+            width, inpainter.size,
+        )  # fmt: skip
+    filled = inpainter(pixels, hole)
     try:
         image_files.write_png(out, image_files.with_alpha(filled, alpha))
     except OSError as error:

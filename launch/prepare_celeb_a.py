@@ -40,7 +40,8 @@ def _main() -> int:
     print("To train on it, with its own splits:\n")
     print("  python launch/main.py --config configs/unet_photographs.py --config.data.source=tfds \\")
     print(f"    --config.data.name=celeb_a --config.data.path={out}\n")
-    print('Add --config.data.split_counts="(819,102,103)" for so many pictures of all three, chosen by hash.')
+    if sum(counts.values()) >= 1024:
+        print('Add --config.data.split_counts="(819,102,103)" for so many pictures of all three, chosen by hash.')
     return 0
 
 

@@ -74,13 +74,13 @@ def test_command_writes_figures_that_numpy_finds_too(runs: Path, tmp_path: Path)
     with (tmp_path / "out/compare.csv").open() as file:
         rows = {(row["group"], row["metric"]): row for row in csv.DictReader(file)}
     assert len(rows) == (2 + len(BASELINES)) * 2
-    row = rows["unet_cosine:tiny learning_rate=0.001", "angular_error_deg_hole"]
+    row = rows["unet_cosine:tiny optimizer.learning_rate=0.001", "angular_error_deg_hole"]
     values = [5.8, 6.1, 5.9]
     assert float(row["mean"]) == pytest.approx(np.mean(values))
     assert float(row["standard_deviation"]) == pytest.approx(np.std(values, ddof=1))
     assert (row["min"], row["max"], row["seeds"]) == ("5.8", "6.1", "3")
     assert (row["unit"], row["direction"]) == ("degrees", "lower is better")
-    one = rows["unet_cosine:tiny learning_rate=0.0001", "psnr_db_hole"]
+    one = rows["unet_cosine:tiny optimizer.learning_rate=0.0001", "psnr_db_hole"]
     assert (one["mean"], one["standard_deviation"], one["seeds"]) == ("29.0", "", "1")
     assert (one["unit"], one["direction"]) == ("dB", "higher is better")
     assert (rows["Telea", "psnr_db_hole"]["mean"], rows["Telea", "psnr_db_hole"]["config"]) == ("27.0", "baseline")

@@ -8,7 +8,8 @@ from inpaint_jax import health
 
 def rows(real, fake, accuracy, count=health.WINDOW):
     names = ("discriminator/logit_real", "discriminator/logit_fake", "discriminator/accuracy")
-    return [{"step": health.EARLY + i, **dict(zip(names, (real, fake, accuracy), strict=True))} for i in range(count)]
+    values = dict(zip(names, (real, fake, accuracy), strict=True))
+    return [{"step": health.EARLY + 25 * i, **values} for i in range(count)]
 
 
 @pytest.mark.parametrize(
@@ -28,6 +29,8 @@ def test_verdicts(real, fake, accuracy, verdict):
     assert health.diagnose(history) == verdict
     assert health.diagnose(history[1:]) == "", "too few rows to tell"
     assert health.diagnose([{**row, "step": row["step"] - 1} for row in history]) == "", "too early to tell"
+    close = [{**row, "step": health.EARLY + i} for i, row in enumerate(history)]
+    assert health.diagnose(close) == "", "ten steps in a row are chance"
     if verdict:
         words = health.advice(verdict, history)
         assert f"{real:+.2f}" in words

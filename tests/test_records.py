@@ -42,13 +42,13 @@ def log_lines(caplog, monkeypatch):
 def test_a_discriminator_that_has_won_is_told_once_and_again_after_it_recovered(tiny_config, tmp_path, log_lines):
     def write(records, steps, real, fake, accuracy):
         for step in steps:
-            records.metrics(step, "train", "joint", dict(zip(LOGITS, (real, fake, accuracy), strict=True)))
+            records.metrics(25 * step, "train", "joint", dict(zip(LOGITS, (real, fake, accuracy), strict=True)))
 
-    records, start, window = Records(run_of(tiny_config, tmp_path), 0), health.EARLY, health.WINDOW
+    records, start, window = Records(run_of(tiny_config, tmp_path), 0), health.EARLY // 25, health.WINDOW
     write(records, range(start, start + 3 * window), 7.0, -7.0, 1.0)
     (told,) = warnings(log_lines)
     assert told.startswith(
-        f"step {start + window - 1}: the discriminator has won: it tells real from generated in 100%"
+        f"step {25 * (start + window - 1)}: the discriminator has won: it tells real from generated in 100%"
     )
     records.close()
     # A restart knows what was said before it.
@@ -82,7 +82,7 @@ def test_tensorboard_shows_config_parameters_networks_and_scalars(tiny_config, t
     assert (shown.width, shown.height) == stored.size
     environment = json.loads((tmp_path / run_folder.ENVIRONMENT).read_text())
     assert environment["packages"]["jax"]
-    assert environment["devices"] == ["cpu cpu"] * 4
+    assert environment["devices"] == ["cpu"] * 4
     rows = run_folder.read_rows(tmp_path / run_folder.METRICS)
     assert rows[0] == {"step": 1, "epoch": 0.1, "split": "train", "phase": "joint", "loss/generator": 2.5}
 

@@ -156,8 +156,10 @@ def _listed(reasons: Sequence[str]) -> str:
     return "".join(f"\n  {reason}" for reason in reasons[:LISTED]) + more
 
 
-def load_folder(root: Path, size: int, fit: str) -> ImageSource:
-    """Returns all pictures below a folder as one source of uint8 (size, size, 3), for `launch/evaluate.py`.
+def load_folder(root: Path, size: int, fit: str) -> tuple[ImageSource, list[str]]:
+    """Returns all pictures below a folder as one source of uint8 (size, size, 3), and the files' content hashes.
+
+    For `launch/evaluate.py`.
 
     Raises:
         ValueError: no such folder, no pictures, or bad files, in terms of that command's options.
@@ -167,7 +169,16 @@ def load_folder(root: Path, size: int, fit: str) -> ImageSource:
     names = usable(manifest, size if fit == "crop" else 1, None, "--fit")
     identity = "\n".join(["folder", str(size), fit, *(f"{name} {manifest[name]['hash']}" for name in names)])
     fingerprint = hashlib.sha256(identity.encode()).hexdigest()[:16]
-    return ImageSource(names, loader(root, names, size, fit), fingerprint, 2048 << 20)
+    source = ImageSource(names, loader(root, names, size, fit), fingerprint, 2048 << 20)
+    return source, [manifest[name]["hash"] for name in names]
+
+
+def count_known(hashes: Sequence[str], cache: Path) -> int:
+    """Returns how many content hashes stand in the manifests of checked files that a run keeps in `cache`."""
+    known = set()
+    for path in cache.glob("manifest*.json"):
+        known |= {entry["hash"] for entry in json.loads(path.read_text())["files"].values()}
+    return sum(value in known for value in hashes)
 
 
 def loader(root: Path, names: Sequence[str], size: int, fit: str) -> Callable[[int], np.ndarray]:
