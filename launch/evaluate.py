@@ -36,11 +36,11 @@ def _main() -> int:
     hashes = config_module.hashes(config)
     config.evaluation.test_limit = _LIMIT.value
     source, contents = folder.load_folder(Path(images), config.image_size, _FIT.value)
+    run_folder.check_writable(Path(out), "--out")
     if config.data.kind == "normal_maps":
         normal_maps.warn_of_other_pictures(source)
     if known := folder.count_known(contents, Path(model) / run_folder.DATA):
         log.warning("%d of %d pictures belong to the folder that the model was trained from", known, len(source))
-    run_folder.check_writable(Path(out), "--out")
     spread = parallel.make_parallel(config.parallel)
     eval_step = spread.evaluate(step.make_eval_step(config))
     results = {

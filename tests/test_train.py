@@ -71,7 +71,7 @@ def test_finished_run_folder(finished: Path):
     assert [row["step"] for row in rows(finished) if row["split"] == "val"] == list(range(4, STEPS + 1, 4))
     samples = sorted(path.name for path in (finished / "samples").iterdir())
     assert samples == [f"step_{step:08d}.png" for step in (4, 8, 16, 24)]
-    assert len(list((finished / "test/images").iterdir())) == 6 * 4
+    assert len(list((finished / "test/images").iterdir())) == 6 * 5
 
 
 def test_results(finished: Path):
