@@ -11,6 +11,7 @@ from PIL import Image
 
 from configs import unet_cosine
 from inpaint_jax import data, image_files
+from inpaint_jax.data import folder
 from inpaint_jax.data.source import ImageSource
 
 # Sorted as POSIX paths, which is neither the order of the folders nor that of lower-cased names.
@@ -307,3 +308,19 @@ def test_photographs_in_place_of_normal_maps_are_told(tmp_path, caplog, monkeypa
     config.kind = "normal_maps"
     data.load_splits(config, 32)
     assert not caplog.text
+
+
+def test_pictures_of_a_runs_folder_are_known_again_by_their_content(tmp_path):
+    for i in range(40):
+        image_files.write_png(tmp_path / "maps" / f"{i}.png", np.full((32, 32, 3), (128 + i, 128, 250), np.uint8))
+    config = unet_cosine.get_config("tiny").data
+    config.source, config.path, config.split_fractions = "folder", str(tmp_path / "maps"), (0.4, 0.3, 0.3)
+    data.load_splits(config, 32, tmp_path / "run/data")
+    shutil.copytree(tmp_path / "maps", tmp_path / "others")
+    (tmp_path / "others/0.png").rename(tmp_path / "others/renamed.png")
+    for i in (1, 2, 3):
+        image_files.write_png(tmp_path / "others" / f"{i}.png", np.full((32, 32, 3), (128, 128, 200 + i), np.uint8))
+    source, contents = folder.load_folder(tmp_path / "others", 32, "crop")
+    assert len(source) == 40
+    assert folder.count_known(contents, tmp_path / "run/data") == 37
+    assert folder.count_known(contents, tmp_path / "another run/data") == 0

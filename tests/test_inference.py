@@ -148,3 +148,12 @@ def test_command_explains_wrong_usage(tmp_path, options, message):
     ran = fill(tmp_path, *options)
     assert (ran.returncode, len(ran.stderr.splitlines())) == (2, 1), ran.stderr
     assert message in ran.stderr
+
+
+def test_the_width_of_a_hole_is_that_of_its_widest_place():
+    hole = np.zeros((80, 120), np.uint8)
+    hole[5:8, :] = 255  # a long thin line
+    assert inference.widest(hole) in (3, 4)
+    hole[20:60, 30:80] = 255  # 40 x 50
+    assert abs(inference.widest(hole) - 40) <= 2
+    assert inference.widest(np.zeros((9, 9), bool)) == 0
