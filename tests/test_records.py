@@ -113,7 +113,9 @@ def test_weights_and_biases_gets_scalars_and_pictures_without_a_network(tiny_con
     records.monitor.picture(2, "samples", np.full((8, 8, 3), 200, np.uint8))
     records.close()
     (path,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
-    while path.stat().st_size < 100:  # the library's own process writes it, a moment after `finish` has returned
+    for _ in range(600):  # the library's own process writes it, a moment after `finish` has returned
+        if path.stat().st_size > 100:
+            break
         time.sleep(0.05)
     assert logged(path) == [(1, 2.5), (2, 1.25)]
     assert list(tmp_path.glob("wandb/offline-run-*/files/media/images/samples_*.png"))

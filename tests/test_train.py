@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 ROOT = Path(__file__).parent.parent
 EPOCHS = 6
@@ -52,6 +52,17 @@ def same_results(a: Path, b: Path) -> None:
     assert (a / weights).read_bytes() == (b / weights).read_bytes()
     results = [json.loads((w / "test/results.json").read_text()) for w in (a, b)]
     assert results[0]["metrics"] == results[1]["metrics"]
+
+
+def steps_shown(folder: Path, tag: str) -> list[int]:
+    """Returns the steps that TensorBoard shows: a file's START event drops what earlier files hold from its step on."""
+    steps = []
+    for path in sorted(folder.iterdir()):
+        for event in EventFileLoader(str(path)).Load():
+            if event.HasField("session_log"):
+                steps = [step for step in steps if step < event.step]
+            steps += [event.step for value in event.summary.value if value.tag == tag]
+    return steps
 
 
 @pytest.fixture(scope="module")
@@ -133,9 +144,7 @@ def test_killed_run_equals_the_uninterrupted_one(finished: Path, tmp_path: Path)
     output = run(workdir)
     assert "going on from step" in output
     same_results(finished, workdir)
-    events = EventAccumulator(str(workdir / "tensorboard")).Reload()
-    steps = [event.step for event in events.Scalars("train/loss/generator")]
-    assert steps == list(range(1, STEPS + 1))
+    assert steps_shown(workdir / "tensorboard", "train/loss/generator") == list(range(1, STEPS + 1))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
