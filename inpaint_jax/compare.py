@@ -13,7 +13,7 @@ import numpy as np
 
 from inpaint_jax import config as config_module
 from inpaint_jax import experiment, pages, run_folder
-from inpaint_jax.metrics import METRIC_DIRECTION
+from inpaint_jax.metrics import direction_of
 
 log = logging.getLogger("inpaint_jax")
 
@@ -186,7 +186,7 @@ def statistics(groups: Sequence[Group]) -> list[dict[str, Any]]:
                 "min": float(values.min()),
                 "max": float(values.max()),
             }
-            texts = {"unit": pages.METRICS.get(metric, ("", "", 0))[1], "direction": METRIC_DIRECTION.get(metric, "")}
+            texts = {"unit": pages.METRICS.get(metric, ("", "", 0))[1], "direction": direction_of(metric)}
             row = {"group": label, "config": config, "seeds": len(values), "metric": metric, **texts, **numbers}
             row["direction"] = pages.BETTER.get(row["direction"], "")
             rows.append(row)
@@ -212,7 +212,7 @@ def mean_text(row: dict[str, Any]) -> str:
 def best_of(rows: Sequence[dict[str, Any]], metric: str) -> dict[str, Any] | None:
     """Returns the row with the best mean of a metric; None if it is not known which direction is better."""
     own = [row for row in rows if row["metric"] == metric]
-    choose = {"min": min, "max": max}.get(METRIC_DIRECTION.get(metric, ""))
+    choose = {"min": min, "max": max}.get(direction_of(metric))
     return choose(own, key=lambda row: row["mean"]) if choose else None
 
 

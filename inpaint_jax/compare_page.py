@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from inpaint_jax import compare, curves, image_files, pages, run_folder
 from inpaint_jax.compare import Group
-from inpaint_jax.metrics import METRIC_DIRECTION
+from inpaint_jax.metrics import direction_of
 
 log = logging.getLogger("inpaint_jax")
 
@@ -125,7 +125,7 @@ def _draw_panel(axes: Axes, groups: Sequence[Group], baselines: dict[str, dict],
         line.set(color="black", linewidth=1.5)
     for position, values in enumerate(members, 1):
         _draw_points(axes, position, values, bottom, top)
-    direction = pages.BETTER.get(METRIC_DIRECTION.get(metric, ""), "")
+    direction = pages.BETTER.get(direction_of(metric), "")
     label, unit, decimals = pages.METRICS.get(metric, (metric, "", 4))
     axes.set_ylabel(f"{label}\n({', '.join(filter(None, (unit, direction)))})")
     beyond = [f"{pages.METHODS.get(n, n)} {v:.{decimals}f}" for n, v in fills.items() if not bottom <= v <= top]

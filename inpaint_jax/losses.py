@@ -97,6 +97,21 @@ def reconstruction_losses(terms: ml_collections.ConfigDict, images: Mapping[str,
     }
 
 
+def adversarial_losses(terms: ml_collections.ConfigDict, fake_logits: jax.Array) -> dict[str, jax.Array]:
+    """Returns `{"loss/<term>": (B,)}` of the terms that ask the discriminator to take the generated for real, raw."""
+    return {
+        f"loss/{name}": bce_logits(fake_logits, 1.0)
+        for name, term in terms.items()
+        if term.weight and term.fn == ADVERSARIAL
+    }
+
+
+def weighted_sum(terms: ml_collections.ConfigDict, raw: Mapping[str, jax.Array]) -> jax.Array:
+    """Returns the generator's loss from its raw terms, `loss/<term>`, of any one shape."""
+    shares = (term.weight * raw[f"loss/{name}"] for name, term in terms.items() if f"loss/{name}" in raw)
+    return sum(shares, jnp.float32(0.0))
+
+
 def generator_loss(
     terms: ml_collections.ConfigDict, images: Mapping[str, jax.Array], fake_logits: jax.Array | None
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -107,17 +122,12 @@ def generator_loss(
         images: `image`, `mask`, `output` and `completed`, (B, H, W, C).
         fake_logits: the discriminator's answer to what it sees of the generator, (B, h, w, 1); None without one.
     """
-    total, parts = jnp.float32(0.0), {}
-    reconstruction = reconstruction_losses(terms, images)
-    for name, term in terms.items():
-        if not term.weight:
-            continue
-        per_example = bce_logits(fake_logits, 1.0) if term.fn == ADVERSARIAL else reconstruction[f"loss/{name}"]
-        raw = per_example.mean()
-        parts[f"loss/{name}"] = raw
-        parts[f"loss/{name}_weighted"] = term.weight * raw
-        total = total + term.weight * raw
-    return total, parts
+    raw = reconstruction_losses(terms, images)
+    if fake_logits is not None:
+        raw |= adversarial_losses(terms, fake_logits)
+    raw = {name: value.mean() for name, value in raw.items()}
+    weighted = {f"{name}_weighted": terms[name.removeprefix("loss/")].weight * value for name, value in raw.items()}
+    return weighted_sum(terms, raw), raw | weighted
 
 
 def discriminator_loss(real_logits: jax.Array, fake_logits: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:

@@ -17,7 +17,7 @@ SSIM_SIGMA = 1.5  # pixels
 SSIM_K1 = 0.01
 SSIM_K2 = 0.03
 
-# Which direction is better.
+# Which direction is better; see `direction_of`.
 METRIC_DIRECTION = {
     "psnr_db_full": "max",
     "psnr_db_hole": "max",
@@ -27,6 +27,11 @@ METRIC_DIRECTION = {
     "l1_hole": "min",
     "angular_error_deg_hole": "min",
 }
+
+
+def direction_of(name: str) -> str:
+    """Returns which direction of a validation value is better, "min" or "max"; "" for a value that has none."""
+    return "min" if name.startswith("loss/") else METRIC_DIRECTION.get(name, "")
 
 
 def region_mean(values: jax.Array, region: jax.Array, empty: float) -> jax.Array:

@@ -5,7 +5,7 @@ import math
 
 import ml_collections
 
-from inpaint_jax.metrics import METRIC_DIRECTION
+from inpaint_jax.metrics import METRIC_DIRECTION, direction_of
 from inpaint_jax.state import RegimeState
 
 
@@ -17,6 +17,8 @@ def first_regime(config: ml_collections.ConfigDict) -> RegimeState:
     """
     monitor = config.regime.monitor
     known = [name for name in METRIC_DIRECTION if config.data.kind == "normal_maps" or "angular" not in name]
+    known += [f"loss/{name}" for name, term in config.losses.items() if term.weight]
+    known += ["loss/generator"] + (["loss/discriminator"] if config.discriminator.name != "none" else [])
     if monitor not in known:
         raise ValueError(f"config.regime.monitor = {monitor!r}: known for {config.data.kind} are {', '.join(known)}")
     return RegimeState(phase="generator" if config.discriminator.name == "none" else "joint")
@@ -33,7 +35,7 @@ def advance(
     """
     better = math.isfinite(value) and (
         regime.best is None
-        or (value > regime.best if METRIC_DIRECTION[config.regime.monitor] == "max" else value < regime.best)
+        or (value > regime.best if direction_of(config.regime.monitor) == "max" else value < regime.best)
     )
     if better:
         regime = dataclasses.replace(regime, best=value, best_step=step, waited_epochs=0)

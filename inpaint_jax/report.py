@@ -14,7 +14,7 @@ from PIL import Image
 
 from inpaint_jax import config as config_module
 from inpaint_jax import curves, pages, reproduction, run_folder
-from inpaint_jax.metrics import METRIC_DIRECTION
+from inpaint_jax.metrics import direction_of
 
 RESULTS, TEST_SAMPLES = f"{run_folder.TEST}/results.json", f"{run_folder.TEST}/samples.png"
 # Bytes of the page that pictures may take; beyond its share, a picture is made smaller.
@@ -133,7 +133,7 @@ def _verdict(run: dict) -> str:
             return "Unfinished: neither a test nor a validation yet."
         return f"Not tested yet. Best validation: {pages.label(run['monitor'])} {_with_unit(point[1], run['monitor'])}."
     metric = run["monitor"] if run["monitor"] in tested else next(iter(tested))
-    ours, direction = tested[metric], METRIC_DIRECTION.get(metric)
+    ours, direction = tested[metric], direction_of(metric)
     text = f"{pages.label(metric)} {_with_unit(ours, metric)}"
     text = text[0].upper() + text[1:]
     others = {name: values.get(metric) for name, values in run["results"].get("baselines", {}).items()}
@@ -160,13 +160,13 @@ def _compared(ours: float, other: float, metric: str) -> str:
         return "equal to"
     side = "below" if ours < other else "above"
     # Per cent of decibels, or of a similarity, would say little.
-    if METRIC_DIRECTION[metric] == "max" or other == 0:
+    if direction_of(metric) == "max" or other == 0:
         return f"{_with_unit(abs(ours - other), metric)} {side}"
     return f"{abs(ours - other) / abs(other):.0%} {side}"
 
 
 def _best_validation(run: dict) -> tuple[float, float] | None:
-    series, direction = run["val"].get(run["monitor"]), METRIC_DIRECTION.get(run["monitor"])
+    series, direction = run["val"].get(run["monitor"]), direction_of(run["monitor"])
     return curves.best_point(series, direction) if series and direction else None
 
 
@@ -200,10 +200,10 @@ def _methods(results: dict) -> str:
     head, rows = ["method"], [[html.escape(pages.METHODS.get(name, name))] for name in methods]
     for metric in metrics:
         label, unit, _ = pages.METRICS.get(metric, (metric, "", 0))
-        notes = [note for note in (unit, pages.BETTER.get(METRIC_DIRECTION.get(metric, ""))) if note]
+        notes = [note for note in (unit, pages.BETTER.get(direction_of(metric))) if note]
         head.append(html.escape(label) + "".join(f'<span class="unit">{html.escape(note)}</span>' for note in notes))
         known = [values[metric] for values in methods.values() if curves.is_number(values.get(metric))]
-        choose = {"min": min, "max": max}.get(METRIC_DIRECTION.get(metric, ""))
+        choose = {"min": min, "max": max}.get(direction_of(metric))
         best = choose(known) if choose and known else math.nan  # which equals nothing
         for row, values in zip(rows, methods.values(), strict=True):
             cell = pages.number_text(values.get(metric), metric)
@@ -232,7 +232,7 @@ def _curves(run: dict) -> str:
     sections: dict[str, list[str]] = {}
     for name in _validated(run):
         series = run["val"][name]
-        direction = METRIC_DIRECTION.get(name, "")
+        direction = direction_of(name)
         note = "Decides the best checkpoint. " if name == run["monitor"] else ""
         if direction and (point := curves.best_point(series, direction)):
             note += f"Best (star): {_with_unit(point[1], name)} at epoch {point[0]:.4g}; {pages.BETTER[direction]}."
@@ -330,10 +330,10 @@ def _gap(run: dict) -> str:
 def _returns(run: dict, rate: float) -> str:
     """Says after which epoch the running best of each validated metric gained less than the rate."""
     rows = []
-    names = [name for name in _validated(run) if name in METRIC_DIRECTION]
+    names = [name for name in _validated(run) if direction_of(name)]
     for name in names:
         epochs, values = run["val"][name]
-        direction = METRIC_DIRECTION[name]
+        direction = direction_of(name)
         best = dict(zip(epochs, curves.running_best(values, direction), strict=True))
         epoch, last = curves.diminishing_returns(epochs, values, direction, rate), epochs[-1]
         label = html.escape(pages.label(name))

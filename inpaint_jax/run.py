@@ -207,6 +207,15 @@ def generator_variables(state: TrainState) -> dict:
     return {"params": state.ema_params, "batch_stats": state.ema_stats}
 
 
+def validated_variables(state: TrainState) -> dict:
+    """Returns what validation looks at: the averaged generator, and the discriminator as it is, for its losses."""
+    variables = generator_variables(state)
+    if "discriminator" in state.params:
+        judge = {"params": state.params["discriminator"], "batch_stats": state.stats["discriminator"]}
+        variables["discriminator"] = judge
+    return variables
+
+
 def check_config(config: ml_collections.ConfigDict, workdir: Path, allow_changes: bool) -> None:
     """Raises ValueError if the folder holds a run whose config differs in what decides numbers."""
     stored = workdir / run_folder.CONFIG

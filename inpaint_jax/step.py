@@ -283,9 +283,12 @@ def make_eval_step(
 
     `variables` holds the generator's `params` and `batch_stats`; the batch is {image uint8, mask uint8, …}. Metrics
     are taken of the completed picture rounded to uint8, because that is what a user gets; the reconstruction losses
-    beside them, `loss/<term>`, as in training, to be compared with it.
+    beside them, `loss/<term>`, as in training, to be compared with it. With the discriminator's variables under
+    `discriminator` there are `loss/generator` and `loss/discriminator` too; without one, the former is the sum of the
+    reconstruction losses.
     """
     generator = models.build_generator(config, None)
+    discriminator = models.build_discriminator(config, None)
     normal_maps = config.data.kind == "normal_maps"
 
     def step(variables: Tree, batch: Batch) -> dict[str, jax.Array]:
@@ -300,10 +303,18 @@ def make_eval_step(
             example["mask"],
             normal_maps,
         )
-        values |= losses.reconstruction_losses(
-            config.losses,
-            {**example, "output": answer, "completed": task.complete(example["image"], example["mask"], answer)},
-        )
+        images = {**example, "output": answer, "completed": task.complete(example["image"], example["mask"], answer)}
+        terms = losses.reconstruction_losses(config.losses, images)
+        if judge := variables.get("discriminator"):
+            real, fake = (
+                discriminator.apply(judge, task.discriminator_input(config, images[name], seen), train=False)
+                for name in ("image", config.discriminator.sees)
+            )
+            terms |= losses.adversarial_losses(config.losses, fake)
+            values["loss/discriminator"] = losses.bce_logits(real, 1.0) + losses.bce_logits(fake, 0.0)
+        if judge or discriminator is None:
+            values["loss/generator"] = losses.weighted_sum(config.losses, terms)
+        values |= terms
         # An integer hides what is not a number: a generator that has gone wrong must not get figures.
         sound = jnp.isfinite(answer).all(axis=(1, 2, 3))
         values = {name: jnp.where(sound, value, jnp.nan) for name, value in values.items()}

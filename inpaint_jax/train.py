@@ -15,7 +15,7 @@ from inpaint_jax import checkpoint, command_line, evaluate, regimes, report, run
 from inpaint_jax import config as config_module
 from inpaint_jax.data import pipeline
 from inpaint_jax.records import Records
-from inpaint_jax.run import Run, assemble, begin, check_config, generator_variables
+from inpaint_jax.run import Run, assemble, begin, check_config, generator_variables, validated_variables
 from inpaint_jax.state import RegimeState, TrainState, create_state
 from inpaint_jax.step import make_train_step
 
@@ -109,7 +109,7 @@ def validate(
     config, epoch = run.config, run.epochs_done(step)
     shows = epoch <= 1 or epoch % config.sample_every_epochs == 0 or step == run.total_steps
     per_image, pictures = evaluate.evaluate(
-        run.eval_step, run.parallel, generator_variables(state), run.val_images, run.val_masks,
+        run.eval_step, run.parallel, validated_variables(state), run.val_images, run.val_masks,
         config.evaluation.batch_size, range(config.evaluation.samples) if shows else (),
     )  # fmt: skip
     values = evaluate.means(per_image)

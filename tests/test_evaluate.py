@@ -5,7 +5,7 @@ import numpy as np
 from PIL import Image
 
 from configs import unet_cosine
-from inpaint_jax import data, evaluate
+from inpaint_jax import data, evaluate, models
 from inpaint_jax.data.source import ImageSource
 from inpaint_jax.parallel import make_parallel
 from inpaint_jax.state import initial_variables
@@ -18,7 +18,8 @@ def test_figures_of_a_sound_generator_and_of_one_with_weights_that_are_not_numbe
     splits = data.load_splits(tiny_config.data, tiny_config.image_size)
     masks = np.zeros((5, 32, 32, 1), np.uint8)
     masks[:, 8:14, 4:28] = 1
-    variables = jax.device_get(jax.jit(lambda: initial_variables(tiny_config)["generator"])())
+    drawn = jax.device_get(jax.jit(lambda: initial_variables(tiny_config))())
+    variables = {**drawn["generator"], "discriminator": drawn["discriminator"]}
 
     def run(variables, batch):
         return evaluate.evaluate(
@@ -31,6 +32,21 @@ def test_figures_of_a_sound_generator_and_of_one_with_weights_that_are_not_numbe
     for name, values in figures.items():
         assert np.isfinite(values).all()
         np.testing.assert_allclose(values, again[name], rtol=1e-4, err_msg=name)
+    # The losses are those of training, of each picture: here the adversarial ones by hand.
+    judge = models.build_discriminator(tiny_config)
+    for index in (1, 4):
+        real, fake = (
+            judge.apply(drawn["discriminator"], np.float32(pictures[index][name])[None] / 127.5 - 1, train=False)
+            for name in ("truth", "completed")
+        )
+        expected = {
+            "loss/adversarial": np.logaddexp(0, -fake).mean(),
+            "loss/discriminator": np.logaddexp(0, -real).mean() + np.logaddexp(0, fake).mean(),
+        }
+        terms = {name: figures[f"loss/{name}"][index] for name in tiny_config.losses}
+        expected["loss/generator"] = sum(tiny_config.losses[name].weight * value for name, value in terms.items())
+        for name, value in expected.items():
+            np.testing.assert_allclose(figures[name][index], value, rtol=2e-3, err_msg=name)
     for index in (1, 4):
         known = masks[index, ..., 0] == 0
         np.testing.assert_array_equal(pictures[index]["completed"][known], splits["val"][index][known])

@@ -229,8 +229,9 @@ pathlib.Path("ready").touch()
 time.sleep(100)
 """
 DRIVER = f"""
-import sys
+import signal, sys
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background may have it ignored
 from configs import unet_cosine
 from inpaint_jax import experiment
 from inpaint_jax.experiment_plan import PlannedRun
