@@ -39,6 +39,7 @@ def base() -> ml_collections.ConfigDict:
     c.discriminator = _discriminator()
     c.losses = ml_collections.ConfigDict()  # name: loss_term(...)
     c.regime = _regime()
+    c.guard = _guard()
     c.optimizer = _optimizer()
     c.evaluation = _evaluation()
     c.wandb = _wandb()
@@ -121,7 +122,21 @@ def _regime() -> ml_collections.ConfigDict:
     """When which network is trained."""
     c = ml_collections.ConfigDict()
     c.order = "simultaneous"  # simultaneous | sequential (D first, then G against the new D)
-    c.monitor = "angular_error_deg_hole"  # validation metric that decides the best checkpoint
+    c.monitor = "angular_error_deg_hole"  # validation value that decides the best checkpoint, and early stopping
+    c.phases = ml_collections.ConfigDict()  # name: phase(...)
+    c.sequence = ()  # phases in their order; () = both networks, or the generator alone, for the whole run
+    c.repeat = False  # after the last phase begin again with the first
+    c.reactions = 0  # where patience would end the run or a phase, scale a rate instead, at most so many times
+    c.reaction_group = "generator"  # generator | discriminator, or one of its parameter groups
+    c.reaction_factor = 0.5  # of its learning rate
+    return c
+
+
+def _guard() -> ml_collections.ConfigDict:
+    """What is done against divergence; updates that are not finite are always left out."""
+    c = ml_collections.ConfigDict()
+    c.surge_factor = 0.0  # a generator loss over so many times its running level is a surge; 0 = not watched
+    c.action = "skip"  # skip (leave updates of a surge out, with a warning) | halt (end with an error, keep the best)
     return c
 
 
@@ -162,6 +177,19 @@ def _wandb() -> ml_collections.ConfigDict:
 def loss_term(fn: str, weight: float, on: str = "output", region: str = "hole") -> ml_collections.ConfigDict:
     """One entry of `config.losses`: function, weight, `on` output|completed, `region` full|hole|band, full view."""
     return ml_collections.ConfigDict({"fn": fn, "weight": weight, "on": on, "region": region, "view": "full"})
+
+
+def phase(trains: str, steps: int = 0, monitor: str = "", frozen: tuple[str, ...] = ()) -> ml_collections.ConfigDict:
+    """One entry of `config.regime.phases`.
+
+    Args:
+        trains: joint | generator (against the discriminator as it is) | reconstruction (the generator without its
+            adversarial losses) | discriminator.
+        steps: optimiser steps; 0 = until it converges, as `patience` and `epoch_break` say.
+        monitor: validation value that tells whether it has; "" = `config.regime.monitor`.
+        frozen: parameter groups that stay as they are, such as "generator/vgg".
+    """
+    return ml_collections.ConfigDict({"trains": trains, "steps": steps, "monitor": monitor, "frozen": frozen})
 
 
 def finish(

@@ -40,6 +40,7 @@ _ALLOWED = {
     "regime.order": ("simultaneous", "sequential"),
     "optimizer.schedule": ("constant", "cosine"),
     "wandb.mode": ("online", "offline"),
+    "guard.action": ("skip", "halt"),
 }
 _POSITIVE = (
     *("image_size", "batch_size", "accumulate", "epochs", "epoch_break", "generator.width", "discriminator.width"),
@@ -47,7 +48,7 @@ _POSITIVE = (
 )
 _NOT_NEGATIVE = (
     *("seed", "max_steps", "patience", "mask.evaluation_seed", "data.limit", "data.skip_bad", "data.reader_threads"),
-    "generator.refine",
+    *("generator.refine", "regime.reactions"),
     *("data.cache_megabytes", "evaluation.samples", "evaluation.val_limit", "evaluation.test_limit"),
 )
 # What lies above can only be a slip, and would end in full memory or in an integer that does not hold it.
@@ -95,8 +96,14 @@ _RANGES = {
     "optimizer.warmup_fraction": (0.0, 1.0),
     "optimizer.final_fraction": (0.0, 1.0),
     "ema_decay": (0.0, 0.9999999),
+    "guard.surge_factor": (0.0, 1e6),
+    "regime.reaction_factor": (0.0, 1e3),
 }
 LOSS_FIELDS = {"fn", "weight", "on", "region", "view"}
+
+
+# Sections whose entries a config names itself; each has its own check.
+FREE = ("losses.", "regime.phases.")
 
 
 def flatten(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -208,9 +215,8 @@ def _validate_fields(config: ml_collections.ConfigDict) -> None:
 
     The command line knows the fields of the config file, but the file itself could misspell one.
     """
-    # Loss terms have names of their own.
     base, flat = (
-        {key: value for key, value in flatten(c).items() if key != "losses" and not key.startswith("losses.")}
+        {key: value for key, value in flatten(c).items() if not f"{key}.".startswith(FREE)}
         for c in (common.base(), config)
     )
     for key in sorted(flat.keys() - base.keys()):

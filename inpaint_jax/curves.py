@@ -42,7 +42,7 @@ PANELS = (
      "0.5: it cannot tell filled pictures from real ones; 1: it always can."),
     (HEALTH, "Gradient norms", "L2 norm", "gradient_norm/(.+)", "By parameter group."),
     (HEALTH, "Update norms", "L2 norm", "update_norm/(.+)", "How far one step moves the parameters, by group."),
-    (HEALTH, "Skipped updates", "updates", "guard/(.+)", "Gradients were not finite, and nothing was changed."),
+    (HEALTH, "Skipped updates", "updates", "guard/(skipped|surges)", "Not finite, or a surge; nothing was changed."),
     ("Other", "Other values", "value", "(.+)", ""),
 )  # fmt: skip
 

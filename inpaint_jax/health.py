@@ -32,13 +32,15 @@ def averages(rows: Sequence[Mapping]) -> dict[str, float]:
     """Returns the means of D's logits on real and generated images and of its accuracy over the last rows.
 
     Args:
-        rows: training rows in the order of their steps; those without a discriminator, or with a null, are left out.
+        rows: training rows in the order of their steps; those of one network alone, or with a null, are left out.
 
     Returns:
         `{"real", "fake": logits, "accuracy": share of patches in [0, 1]}` over the last `WINDOW` rows; empty if there
         are fewer.
     """
-    logged = [[row[name] for name in _LOGGED] for row in rows if all(row.get(name) is not None for name in _LOGGED)]
+    # A discriminator that learns alone is meant to win.
+    both = [row for row in rows if "loss/generator" in row]
+    logged = [[row[name] for name in _LOGGED] for row in both if all(row.get(name) is not None for name in _LOGGED)]
     if len(logged) < WINDOW:
         return {}
     return dict(zip(("real", "fake", "accuracy"), np.mean(logged[-WINDOW:], axis=0).tolist(), strict=True))

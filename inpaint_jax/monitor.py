@@ -18,6 +18,8 @@ from inpaint_jax import command_line, image_files, run_folder
 from inpaint_jax.wandb_writer import WandbWriter
 
 log = logging.getLogger("inpaint_jax")
+# It warns of every value that is not finite; TensorBoard shows those, and the divergence guard tells of them.
+logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
 
 SAMPLE_COLUMNS = ("masked", "output", "completed", "truth")
 

@@ -7,7 +7,7 @@ import math
 import time
 
 from inpaint_jax import config as config_module
-from inpaint_jax import describe, environment, health, image_files, network_picture, run_folder
+from inpaint_jax import describe, environment, guard, health, image_files, network_picture, run_folder
 from inpaint_jax.monitor import Monitor
 from inpaint_jax.run import Run
 
@@ -35,14 +35,21 @@ class Records:
         self.monitor = Monitor(run.config, run.workdir, step, run.total_steps)
 
     def metrics(self, step: int, split: str, phase: str, values: dict[str, float]) -> None:
-        """Writes one row and its scalars; a value that is not finite becomes null, which JSON has a word for."""
+        """Writes one row and its scalars; a value that is not finite becomes null, which JSON has a word for.
+
+        Raises:
+            FloatingPointError: the divergence guard ends the run.
+        """
         written = {name: value if math.isfinite(value) else None for name, value in values.items()}
         row = {"step": step, "epoch": step / self._run.steps_per_epoch, "split": split, "phase": phase, **written}
         self._rows.write([row])
         self.monitor.scalars(step, split, values)
         if split == "train":
+            earlier = self._recent[-1] if self._recent else {}
             self._recent.append(row)
             self._watch_health(step)
+            if words := guard.told(self._run.config, earlier, row):
+                log.warning("%s", words)
 
     def _watch_health(self, step: int) -> None:
         """Warns when the discriminator has collapsed or won, and again only after ten rows without a verdict."""

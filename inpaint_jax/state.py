@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from inpaint_jax import keys, models, optim, task
+from inpaint_jax import guard, keys, models, optim, task
 
 Tree = dict
 
@@ -24,7 +24,7 @@ class TrainState:
         opt: optax state of each parameter group.
         ema_params, ema_stats: moving averages of the generator's; they are evaluated, exported and used.
         lr_scale: factor on the learning rate of each group, float32, changed by rate reactions.
-        guard: counters of skipped updates, in all and in a row, int32.
+        guard: what the divergence guard counts; see `guard.first_guard`.
     """
 
     step: jax.Array
@@ -42,19 +42,24 @@ class RegimeState:
     """Where the training regime stands; JSON in the same checkpoint.
 
     Attributes:
-        phase: name of the phase, for now always "joint" or "generator".
-        phase_start: the step at which it began.
-        best: best value of the monitored validation metric; None before the first.
-        best_step: its step.
-        waited_epochs: epochs since the best.
-        stopped: early stopping has ended the run.
+        phase: name of the phase, in `config.regime.phases`; without any, what is trained.
+        phase_index, phase_start: how many phases came before, and the step at which it began.
+        phase_best, phase_found_best: best value of what the phase watches; whether `best` is of this phase.
+        best, best_step: best value of `config.regime.monitor` in the run, None before the first, and its step.
+        waited_epochs: epochs since the phase's best.
+        reactions: rate reactions so far.
+        stopped: the regime has ended the run.
     """
 
     phase: str
+    phase_index: int = 0
     phase_start: int = 0
+    phase_best: float | None = None
+    phase_found_best: bool = False
     best: float | None = None
     best_step: int = 0
     waited_epochs: int = 0
+    reactions: int = 0
     stopped: bool = False
 
     def to_json(self) -> dict:
@@ -101,5 +106,5 @@ def create_state(
         ema_params=jax.tree.map(jnp.copy, params["generator"]),
         ema_stats=jax.tree.map(jnp.copy, stats["generator"]),
         lr_scale={group: jnp.float32(1.0) for group in optimizers},
-        guard={"skipped": jnp.int32(0), "skipped_in_a_row": jnp.int32(0)},
+        guard=guard.first_guard(),
     )

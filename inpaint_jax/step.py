@@ -1,7 +1,7 @@
 """Train and evaluation steps: pure functions of one replica, with collectives over the named axis `batch`."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -10,13 +10,12 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from inpaint_jax import losses, metrics, models, optim, task
+from inpaint_jax import guard, losses, metrics, models, optim, task
 from inpaint_jax.parallel import AXIS
 from inpaint_jax.state import TrainState, create_state
 
 Tree = Any
 Batch = Mapping[str, jax.Array]
-PHASES = ("joint", "generator")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,16 +194,28 @@ def _microbatches(batch: Batch, parts: int) -> list[Batch]:
     return [jax.tree.map(lambda x, i=i: x[i::parts], batch) for i in range(parts)]
 
 
-def _update(system: System, state: TrainState, gradients: Tree, stats: Tree) -> tuple[TrainState, dict]:
-    """Applies gradients group by group; groups without gradients keep parameters, optimiser state and count.
+def _update(
+    system: System,
+    state: TrainState,
+    gradients: Tree,
+    stats: Tree,
+    losses: Mapping[str, jax.Array],
+    frozen_groups: Sequence[str] = (),
+) -> tuple[TrainState, dict]:
+    """Applies gradients group by group; groups without gradients, or frozen, keep parameters and optimiser state.
 
-    Non-finite gradients skip the whole update: parameters, optimiser states and statistics stay as they were.
+    An update that the guard refuses leaves parameters, optimiser states and statistics as they were.
+
+    Args:
+        losses: the scalars that the gradients came with.
     """
     params, opt, scalars = dict(state.params), dict(state.opt), {}
     finite = jnp.isfinite(optax.global_norm(gradients))
+    for name in ("loss/generator", "loss/discriminator"):
+        finite &= jnp.isfinite(losses.get(name, 0.0))
     for group, optimizer in system.optimizers.items():
         network = group.split("/")[0]
-        if network not in gradients:
+        if network not in gradients or group in frozen_groups:
             continue
         own_gradients, own = optim.select(gradients[network], group), optim.select(params[network], group)
         rate = system.schedules[group](optim.update_count(opt[group])) * state.lr_scale[group]
@@ -212,16 +223,17 @@ def _update(system: System, state: TrainState, gradients: Tree, stats: Tree) -> 
         params[network] = {**params[network], **optax.apply_updates(own, updates)}
         scalars[f"learning_rate/{group}"] = jnp.asarray(rate, jnp.float32)
         scalars[f"gradient_norm/{group}"] = optax.global_norm(own_gradients)
-        scalars[f"update_norm/{group}"] = jnp.where(finite, optax.global_norm(updates), 0.0)
+        scalars[f"update_norm/{group}"] = optax.global_norm(updates)
+        finite &= jnp.isfinite(scalars[f"update_norm/{group}"])
+    loss = losses.get("loss/generator") if "generator" in gradients else None
+    accepted, watched = guard.judge(system.config.guard, state.guard, state.step, finite, loss)
+    for name in scalars:
+        if name.startswith("update_norm/"):
+            scalars[name] = jnp.where(accepted, scalars[name], 0.0)
     new = {"params": params, "opt": opt, "stats": {**state.stats, **stats}}
     old = {"params": state.params, "opt": state.opt, "stats": state.stats}
-    kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
-    guard = {
-        "skipped": state.guard["skipped"] + jnp.where(finite, 0, 1),
-        "skipped_in_a_row": jnp.where(finite, 0, state.guard["skipped_in_a_row"] + 1),
-    }
-    scalars |= {f"guard/{name}": count.astype(jnp.float32) for name, count in guard.items()}
-    return state.replace(**kept, guard=guard), scalars
+    kept = jax.tree.map(lambda a, b: jnp.where(accepted, a, b), new, old)
+    return state.replace(**kept, guard=watched), scalars | guard.scalars(watched)
 
 
 def _moving_average(config: ml_collections.ConfigDict, state: TrainState) -> TrainState:
@@ -238,12 +250,15 @@ def _moving_average(config: ml_collections.ConfigDict, state: TrainState) -> Tra
     )
 
 
-def make_train_step(system: System, phase: str) -> Callable[[TrainState, Tree, Batch], tuple[TrainState, dict]]:
+def make_train_step(
+    system: System, kind: str, frozen_groups: Sequence[str] = ()
+) -> Callable[[TrainState, Tree, Batch], tuple[TrainState, dict]]:
     """Returns `step(state, frozen, batch) -> (state, metrics)` of one static phase.
 
     Args:
         system: networks, optimisers and config.
-        phase: "joint" (both networks, `config.regime.order` says how) or "generator" (no discriminator).
+        kind: what is trained, one of `regimes.KINDS`; of both networks `config.regime.order` says how.
+        frozen_groups: parameter groups that keep parameters and optimiser state.
 
     Returns:
         A pure function of one replica. `frozen` holds pretrained weights that no one trains, `{}` without them.
@@ -251,29 +266,40 @@ def make_train_step(system: System, phase: str) -> Callable[[TrainState, Tree, B
         equal on every replica.
 
     Raises:
-        ValueError: an unknown phase.
+        ValueError: an unknown kind or group.
     """
-    if phase not in PHASES:
-        raise ValueError(f"unknown phase {phase!r}: known are {', '.join(PHASES)}")
-    if phase == "generator":
-        turns: tuple[Gradients, ...] = (generator_only_gradients,)
-    # By index: the attribute `update` is the method of every ConfigDict.
-    elif system.config.regime.order == "simultaneous":
-        turns = (simultaneous_gradients,)
-    else:
-        turns = (discriminator_gradients, adversarial_generator_gradients)
+    if unknown := set(frozen_groups) - set(system.optimizers):
+        raise ValueError(f"no parameter group {min(unknown)!r} to freeze: known are {', '.join(system.optimizers)}")
+    turns = _turns(system, kind)
 
     def step(state: TrainState, frozen: Tree, batch: Batch) -> tuple[TrainState, dict]:
         del frozen  # no loss of this project's present systems has pretrained weights
         collected: dict[str, jax.Array] = {}
         for function in turns:
             gradients, stats, scalars = averaged(function, system, state, batch)
-            state, norms = _update(system, state, gradients, stats)
+            state, norms = _update(system, state, gradients, stats, scalars, frozen_groups)
             collected |= scalars | norms
         state = state.replace(step=state.step + 1)
-        return _moving_average(system.config, state), collected
+        # A generator that stays as it is has nothing to average.
+        return state if kind == "discriminator" else _moving_average(system.config, state), collected
 
     return step
+
+
+def _turns(system: System, kind: str) -> tuple[Gradients, ...]:
+    """Returns the updates of one step, in turn."""
+    if kind == "reconstruction" or (kind == "generator" and system.discriminator is None):
+        return (generator_only_gradients,)
+    known = {
+        "generator": (adversarial_generator_gradients,),
+        "discriminator": (discriminator_gradients,),
+        "joint": (simultaneous_gradients,)
+        if system.config.regime.order == "simultaneous"
+        else (discriminator_gradients, adversarial_generator_gradients),
+    }
+    if kind not in known:
+        raise ValueError(f"unknown kind of phase {kind!r}: known are {', '.join((*known, 'reconstruction'))}")
+    return known[kind]
 
 
 def make_eval_step(

@@ -5,7 +5,7 @@ A checkpoint at S commits everything up to S; whatever lies beyond it on disk is
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -20,7 +20,6 @@ from inpaint_jax.state import RegimeState, TrainState, create_state
 from inpaint_jax.step import make_train_step
 
 FINISHED, PREEMPTED = 0, 75
-SKIPPED_TOO_OFTEN = 20  # steps in a row
 
 log = logging.getLogger("inpaint_jax")
 
@@ -42,7 +41,7 @@ def fit(run: Run, checkpoints: checkpoint.Checkpoints, preemption: checkpoint.Pr
     config, parallel = run.config, run.parallel
     state, regime = begin(run, checkpoints, allow_changes)
     step = int(state.step)
-    train_step = parallel.train(make_train_step(run.system, regime.phase))
+    train_steps: dict[str, Callable] = {}  # by phase: each is compiled once
     state, frozen = parallel.replicate(state), parallel.replicate({})
     batches = pipeline.train_batches(
         run.splits["train"], seed=config.seed, batch=config.batch_size * config.accumulate,
@@ -55,29 +54,34 @@ def fit(run: Run, checkpoints: checkpoint.Checkpoints, preemption: checkpoint.Pr
         log.info("training from step %d to %d; compiling first, which can take minutes", step, run.total_steps)
         first_step = step + 1
         while step < run.total_steps and not regime.stopped:
-            state, scalars = train_step(state, frozen, parallel.shard(next_batch(batches, records)))
+            phase = regime.phase
+            if phase not in train_steps:
+                train_steps[phase] = compiled_step(run, regime)
+            state, scalars = train_steps[phase](state, frozen, parallel.shard(next_batch(batches, records)))
             step += 1
             if step == first_step:
                 records.first_step(step)
             # Read once: a signal between two looks would end the run without the save that it announces.
             preempted, actions = preemption.requested, ()
+            regime = regimes.tick(config, regime, step=step)
             validates, saves = run.due(step)
-            saves = saves or preempted is not None
+            validates = validates or regime.stopped
             if step % config.log_every_steps == 0:
                 values = {name: float(value) for name, value in parallel.unreplicate(scalars).items()}
-                check_finite(values, step)
-                records.metrics(step, "train", regime.phase, values)
+                records.metrics(step, "train", phase, values)
             if validates:
-                regime, actions = validate(run, state, regime, step, records)
+                regime, actions = validate(run, state, regime, step, phase, records)
+            if regimes.SCALE_RATE in actions:
+                state = state.replace(lr_scale=scaled_rates(config, state.lr_scale))
+            # Where a phase ends is saved: what it has come to is known from its last step on.
+            saves = saves or validates or regime.phase_start == step or preempted is not None
             if saves or step % config.log_every_steps == 0:
                 records.times(step)
             if saves:
-                records.commit()
-                host_state = jax.device_get(parallel.unreplicate(state))
-                checkpoints.save(host_state, checkpoint.run_record(regime, run.fingerprints, config.epochs))
-                if "save_best" in actions:
-                    checkpoints.save_best(step, generator_variables(host_state))
-            if "stop" in actions:
+                save(run, checkpoints, records, state, regime, actions)
+            if regime.phase_start == step:
+                log.info("step %d: phase %s is over, %s begins", step, phase, regime.phase)
+            if regimes.STOP in actions:
                 log.info("early stopping at step %d: no better value for %d epochs", step, regime.waited_epochs)
             if preempted and step < run.total_steps:
                 log.warning("%s: state of step %d saved; run the same command again", preempted, step)
@@ -88,22 +92,37 @@ def fit(run: Run, checkpoints: checkpoint.Checkpoints, preemption: checkpoint.Pr
     return True
 
 
-def check_finite(values: dict[str, float], step: int) -> None:
-    """Raises FloatingPointError if updates have been skipped for long: a single bad batch does no harm.
+def compiled_step(run: Run, regime: RegimeState) -> Callable:
+    """Returns the step of the present phase, spread over the devices; it is compiled at its first call."""
+    kind, frozen_groups = regimes.kind(run.config, regime), regimes.frozen_groups(run.config, regime)
+    return run.parallel.train(make_train_step(run.system, kind, frozen_groups))
 
-    The count is part of the state, so the answer does not depend on how often anyone looks.
-    """
-    skipped = int(values["guard/skipped_in_a_row"])
-    if skipped >= SKIPPED_TOO_OFTEN:
-        raise FloatingPointError(
-            f"the gradients of steps {step - skipped + 1} to {step} were not finite: lower "
-            "config.optimizer.learning_rate or set config.optimizer.clip_norm, and start over with --restart "
-            "or go on from the last checkpoint with --allow_config_changes"
-        )
+
+def save(
+    run: Run,
+    checkpoints: checkpoint.Checkpoints,
+    records: Records,
+    state: TrainState,
+    regime: RegimeState,
+    actions: tuple[str, ...],
+) -> None:
+    """Commits the rows up to the state's step, then saves the state, and the generator if it is the best."""
+    records.commit()
+    host_state = jax.device_get(run.parallel.unreplicate(state))
+    checkpoints.save(host_state, checkpoint.run_record(regime, run.fingerprints, run.config.epochs))
+    if regimes.SAVE_BEST in actions:
+        checkpoints.save_best(int(host_state.step), generator_variables(host_state))
+
+
+def scaled_rates(config: ml_collections.ConfigDict, scales: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Returns the rate scales after a rate reaction, and tells of it."""
+    reacts = [group for group in scales if group.startswith(config.regime.reaction_group)]
+    log.info("rate reaction: the learning rate of %s x %g", ", ".join(reacts), config.regime.reaction_factor)
+    return {g: scale * config.regime.reaction_factor if g in reacts else scale for g, scale in scales.items()}
 
 
 def validate(
-    run: Run, state: TrainState, regime: RegimeState, step: int, records: Records
+    run: Run, state: TrainState, regime: RegimeState, step: int, phase: str, records: Records
 ) -> tuple[RegimeState, tuple[str, ...]]:
     """Evaluates the moving averages on the validation split, writes its row and samples, and advances the regime."""
     config, epoch = run.config, run.epochs_done(step)
@@ -113,11 +132,11 @@ def validate(
         config.evaluation.batch_size, range(config.evaluation.samples) if shows else (),
     )  # fmt: skip
     values = evaluate.means(per_image)
-    records.metrics(step, "val", regime.phase, values)
+    records.metrics(step, "val", phase, values)
     records.monitor.epoch_line(step, step / run.steps_per_epoch, config.epochs, values, records.health_line())
     if pictures:
         records.monitor.samples(step, [pictures[i] for i in sorted(pictures)])
-    return regimes.advance(config, regime, step=step, epoch=epoch, value=values[config.regime.monitor])
+    return regimes.advance(config, regime, step=step, epoch=epoch, values=values)
 
 
 def run_training(

@@ -8,7 +8,7 @@ from inpaint_jax import health
 
 def rows(real, fake, accuracy, count=health.WINDOW):
     names = ("discriminator/logit_real", "discriminator/logit_fake", "discriminator/accuracy")
-    values = dict(zip(names, (real, fake, accuracy), strict=True))
+    values = {"loss/generator": 1.0, **dict(zip(names, (real, fake, accuracy), strict=True))}
     return [{"step": health.EARLY + 25 * i, **values} for i in range(count)]
 
 
@@ -42,6 +42,8 @@ def test_only_the_last_rows_count_and_rows_without_a_discriminator_are_left_out(
     assert health.diagnose(won + sound) == ""
     assert health.diagnose(sound + won) == "won"
     nulls = [{"step": 0, "discriminator/logit_real": None, "discriminator/logit_fake": 0.0}] * 30
+    judge_alone = [{name: value for name, value in row.items() if name != "loss/generator"} for row in won]
+    assert health.diagnose(judge_alone) == ""
     generator_alone = [{"step": 0, "loss/generator": 1.0}] * 30
     assert health.diagnose(generator_alone) == health.line(generator_alone) == ""
     assert health.diagnose(won + nulls + generator_alone) == "won"

@@ -1,19 +1,23 @@
-"""Best by the metric's direction, patience and the epochs at which stopping acts."""
+"""Best by the metric's direction, patience, the epochs at which stopping acts, phases and rate reactions."""
 
 import copy
+import json
 
 import pytest
 
-from inpaint_jax.regimes import advance, first_regime
+from configs import common
+from inpaint_jax.regimes import advance, first_regime, tick
+from inpaint_jax.state import RegimeState
 
 
 def run(config, values):
     regime, history = first_regime(config), []
     for epoch, value in enumerate(values, start=1):
         earlier = copy.deepcopy(regime)
-        following, actions = advance(config, regime, step=10 * epoch, epoch=epoch, value=value)
+        when = {"step": 10 * epoch, "epoch": epoch, "values": {config.regime.monitor: value}}
+        following, actions = advance(config, regime, **when)
         assert regime == earlier, "advance changed its argument"
-        assert advance(config, regime, step=10 * epoch, epoch=epoch, value=value) == (following, actions)
+        assert advance(config, regime, **when) == (following, actions)
         regime = following
         history.append(actions)
     return regime, history
@@ -67,4 +71,93 @@ def test_first_phase_and_unknown_monitors(tiny_config):
         first_regime(tiny_config)
     tiny_config.regime.monitor = "beauty"
     with pytest.raises(ValueError, match="beauty"):
+        first_regime(tiny_config)
+
+
+def follow(config, events, steps):
+    """Runs `steps` steps of two an epoch; `events` maps an epoch to its validation values; returns phases by step."""
+    regime, phases, stopped_at, reactions = first_regime(config), [], None, []
+    for step in range(1, steps + 1):
+        phases.append(regime.phase)
+        # Through JSON at every step, as a kill and a restart would.
+        regime = RegimeState.from_json(json.loads(json.dumps(regime.to_json())))
+        regime = tick(config, regime, step=step)
+        if step % 2 == 0 and not regime.stopped:
+            regime, actions = advance(config, regime, step=step, epoch=step // 2, values=events(step // 2))
+            reactions += ["scale_rate" in actions] * ("scale_rate" in actions)
+        if regime.stopped:
+            stopped_at = step
+            break
+    return phases, stopped_at, regime, len(reactions)
+
+
+def test_counted_phases_follow_each_other_and_the_last_goes_on(tiny_config):
+    tiny_config.regime.phases.warm = common.phase("reconstruction", steps=3)
+    tiny_config.regime.phases.judge = common.phase("discriminator", steps=2)
+    tiny_config.regime.phases.both = common.phase("joint")
+    tiny_config.regime.sequence = ("warm", "judge", "both")
+    better = lambda epoch: {"angular_error_deg_hole": 10.0 - epoch}  # noqa: E731
+    phases, stopped_at, regime, _ = follow(tiny_config, better, 9)
+    assert phases == ["warm"] * 3 + ["judge"] * 2 + ["both"] * 4
+    assert (stopped_at, regime.phase_start, regime.best_step) == (None, 5, 8)
+    # A value of a phase of D is never the best generator's.
+    spiky = lambda epoch: {"angular_error_deg_hole": 0.0 if epoch == 2 else 10.0 - epoch}  # noqa: E731
+    assert follow(tiny_config, spiky, 9)[2].best_step == 8
+    tiny_config.regime.phases.both.steps = 2
+    assert follow(tiny_config, better, 9)[1] == 7
+    tiny_config.regime.repeat = True
+    assert follow(tiny_config, better, 9)[0] == ["warm"] * 3 + ["judge"] * 2 + ["both"] * 2 + ["warm"] * 2
+
+
+def alternating(config):
+    config.regime.phases.judge = common.phase("discriminator", monitor="loss/discriminator")
+    config.regime.phases.fill = common.phase("generator")
+    config.regime.sequence, config.regime.repeat, config.regime.monitor = ("judge", "fill"), True, "loss/generator"
+    config.patience = 2
+    return config
+
+
+def test_phases_to_convergence_take_turns_until_the_generator_gains_nothing(tiny_config):
+    config = alternating(tiny_config)
+    #           judge: better, worse, worse | fill: the generator gains twice, then waits | judge | fill: no gain
+    judge_loss = [3, 2, 2.5, 2.6, 2.7, 2.7, 2.7, 2.7, 1, 1, 1, 1, 1, 1, 1, 1]
+    fill_loss = [9, 9, 9, 9, 8, 7, 7.5, 7.6, 7.6, 7.6, 7.6, 7.1, 7.2, 7.3, 1, 1]
+    values = lambda e: {"loss/discriminator": judge_loss[e - 1], "loss/generator": fill_loss[e - 1]}  # noqa: E731
+    phases, stopped_at, regime, _ = follow(config, values, 32)
+    assert phases == ["judge"] * 8 + ["fill"] * 8 + ["judge"] * 6 + ["fill"] * 6
+    assert stopped_at == 28
+    assert (regime.best, regime.best_step, regime.phase_best) == (7, 12, 7.1)
+
+
+def test_rate_reactions_come_first_and_so_many_times(tiny_config):
+    tiny_config.patience, tiny_config.regime.reactions = 2, 3
+    _, stopped_at, regime, reactions = follow(tiny_config, lambda epoch: {"angular_error_deg_hole": 1.0}, 40)
+    assert reactions == regime.reactions == 3
+    assert stopped_at == 2 * (1 + 4 * 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda r: r.update({"sequence": ("warm", "cool")}),
+            "names the phase 'cool': known in config.regime.phases: warm",
+        ),
+        (lambda r: r.phases.warm.update({"trains": "everything"}), r"phases\.warm\.trains = 'everything': use one of"),
+        (lambda r: r.phases.warm.update({"steps": -1}), r"phases\.warm\.steps = -1"),
+        (lambda r: r.update({"repeat": True}), "would never end: give it steps, or set config.patience"),
+        (lambda r: r.phases.warm.update({"monitor": "beauty"}), r"phases\.warm\.monitor = 'beauty'"),
+    ],
+)
+def test_phases_that_cannot_be_are_said(tiny_config, change, message):
+    tiny_config.regime.phases.warm = common.phase("joint")
+    tiny_config.regime.sequence = ("warm",)
+    first_regime(tiny_config)
+    change(tiny_config.regime)
+    with pytest.raises(ValueError, match=message):
+        first_regime(tiny_config)
+    tiny_config.regime.phases.warm = common.phase("joint")
+    tiny_config.regime.sequence, tiny_config.regime.repeat = ("warm",), False
+    tiny_config.discriminator.name = "none"
+    with pytest.raises(ValueError, match="needs a discriminator"):
         first_regime(tiny_config)

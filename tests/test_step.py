@@ -10,6 +10,7 @@ import pytest
 
 from configs import common, unet_cosine
 from inpaint_jax import optim, step
+from inpaint_jax.guard import first_guard
 from inpaint_jax.state import TrainState
 
 RATE, CLIP, SCALE = 0.1, 0.5, {"generator/rest": 1.0, "discriminator": 0.25}
@@ -212,13 +213,13 @@ def test_gradients_that_are_not_finite_skip_the_update(joint, batch):
     for before, after in ((poisoned.params, new.params), (poisoned.opt, new.opt), (poisoned.stats, new.stats)):
         jax.tree.map(np.testing.assert_array_equal, after, before)
     assert int(new.step) == 8
-    assert new.guard == {"skipped": 1, "skipped_in_a_row": 1}
+    assert (new.guard["skipped"], new.guard["skipped_in_a_row"], new.guard["last_skipped"]) == (1, 1, 8)
     again, scalars = everything(jax.tree.map(np.array, new), batch)["step"]
-    assert again.guard == {"skipped": 2, "skipped_in_a_row": 2}
+    assert (again.guard["skipped"], again.guard["skipped_in_a_row"], again.guard["last_skipped"]) == (2, 2, 9)
     assert scalars["guard/skipped_in_a_row"] == 2
     again.params["discriminator"]["conv0"]["kernel"] = state.params["discriminator"]["conv0"]["kernel"]
     mended, _ = everything(jax.tree.map(np.array, again), batch)["step"]
-    assert mended.guard == {"skipped": 2, "skipped_in_a_row": 0}
+    assert (mended.guard["skipped"], mended.guard["skipped_in_a_row"], mended.guard["last_skipped"]) == (2, 0, 9)
 
 
 def test_sequential_trains_the_discriminator_first_and_the_generator_against_the_new_one(make_state, batch):
@@ -278,7 +279,8 @@ def test_generator_phase_with_accumulation_averages_the_gradients_of_its_microba
     assert_same(new.stats, {"generator": stats})
     np.testing.assert_allclose(metrics["loss/generator"], np.mean(values), rtol=1e-4)
     assert abs(values[0] - values[1]) > 1e-3, "the microbatches must differ for this test to tell"
-    names = {"loss/generator", "loss/cosine", "loss/cosine_weighted", "guard/skipped", "guard/skipped_in_a_row"}
+    names = {"loss/generator", "loss/cosine", "loss/cosine_weighted"}
+    names |= {f"guard/{name}" for name in ("skipped", "skipped_in_a_row", "surges", "last_skipped", "level")}
     names |= {f"{kind}/generator/rest" for kind in ("gradient_norm", "update_norm", "learning_rate")}
     assert set(metrics) == names
     assert int(new.step) == 8
@@ -302,31 +304,31 @@ def test_groups_without_gradients_keep_parameters_optimiser_state_and_count(tiny
             "generator/rest": jnp.float32(1.0),
             "discriminator": jnp.float32(1),
         },
-        guard={"skipped": jnp.int32(0), "skipped_in_a_row": jnp.int32(0)},
+        guard=first_guard(),
     )
     schedules = {group: lambda count: 0.5 + count for group in optimizers}
     system = step.System(tiny_config, None, None, optimizers, schedules)
-    judged, _ = step._update(system, state, {"discriminator": params["discriminator"]}, {"discriminator": {}})
+    judged, _ = step._update(system, state, {"discriminator": params["discriminator"]}, {"discriminator": {}}, {})
     assert np.all(judged.params["discriminator"]["conv0"]["kernel"] < 1)
     for group in ("generator/vgg", "generator/rest"):
         jax.tree.map(np.testing.assert_array_equal, judged.opt[group], state.opt[group])
     jax.tree.map(np.testing.assert_array_equal, judged.params["generator"], params["generator"])
     # A rate scale of zero stops one group and not the other; both have counted an update.
-    generated, norms = step._update(system, state, {"generator": params["generator"]}, {"generator": {}})
+    generated, norms = step._update(system, state, {"generator": params["generator"]}, {"generator": {}}, {})
     np.testing.assert_array_equal(generated.params["generator"]["vgg_conv1"]["kernel"], 1.0)
     assert np.all(generated.params["generator"]["down0"]["kernel"] < 1)
     assert norms["gradient_norm/generator/vgg"] == pytest.approx(np.sqrt(3))
     # What is logged as the rate is that of this update, scale included.
     assert norms["learning_rate/generator/vgg"] == 0
     assert norms["learning_rate/generator/rest"] == 0.5
-    _, later = step._update(system, generated, {"generator": params["generator"]}, {"generator": {}})
+    _, later = step._update(system, generated, {"generator": params["generator"]}, {"generator": {}}, {})
     assert later["learning_rate/generator/rest"] == 1.5
     jax.tree.map(np.testing.assert_array_equal, generated.opt["discriminator"], state.opt["discriminator"])
 
 
 def test_unknown_names_fail_before_anything_is_compiled(tiny_config):
     system = step.make_system(tiny_config, 10)
-    with pytest.raises(ValueError, match=r"unknown phase 'warmup': known are joint, generator"):
+    with pytest.raises(ValueError, match=r"unknown kind of phase 'warmup': known are generator, disc"):
         step.make_train_step(system, "warmup")
     tiny_config.losses.cosine.fn = "sine"
     with pytest.raises(ValueError, match=r"config\.losses\.cosine\.fn = 'sine'"):

@@ -79,7 +79,7 @@ def open_prepared(name: str, data_dir: str) -> PreparedSet:
         reason = f"{error}".partition("\n")[0] or type(error).__name__
         raise ValueError(
             f"the TFDS data set {name!r} cannot be read from {data_dir or 'the default data_dir'!r} ({reason}): "
-            "prepare it with file_format='array_record', and set config.data.path"
+            "prepare it with file_format='array_record' (launch/prepare_data.py does), and set config.data.path"
         ) from error
     features = dict(builder.info.features.items())
     image = features.get("image")
