@@ -140,10 +140,14 @@ def error_of(output: str) -> str:
 
 
 def result_text(run: PlannedRun) -> str:
-    """Returns the figure that the run watches, from its test, such as "angular_error_deg_hole 5.827"."""
-    results, monitor = read_results(run.folder), run.config.regime.monitor
-    value = (results or {"metrics": {}})["metrics"].get(monitor)
-    return "" if value is None else f"{monitor} {value:.4g}"
+    """Returns the figure that the run watches, from its test, such as "angular_error_deg_hole 5.827".
+
+    A loss that needs a discriminator is no figure of the test: then the first metric stands for it.
+    """
+    results, monitor = read_results(run.folder) or {}, run.config.regime.monitor
+    tested = {**results.get("metrics", {}), **results.get("losses", {})}
+    name = monitor if monitor in tested else next(iter(tested), "")
+    return "" if tested.get(name) is None else f"{name} {tested[name]:.4g}"
 
 
 class Record:

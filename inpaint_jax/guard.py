@@ -19,8 +19,9 @@ Guard = dict[str, jax.Array]
 def first_guard() -> Guard:
     """Returns the guard's part of the training state before the first step.
 
-    skipped, skipped_in_a_row: updates left out; surges: those for a surge; last_skipped: the step of the last of them,
-    counted from 1; level: running level of the generator loss, absolute; counted: steps in the level.
+    skipped: updates left out; surges: those for a surge; last_skipped: the step of the last of them, counted from 1;
+    skipped_in_a_row: steps in a row that left one out; level: running level of the generator loss, absolute; counted:
+    steps in the level.
     """
     counts = {name: jnp.int32(0) for name in ("skipped", "skipped_in_a_row", "surges", "last_skipped", "counted")}
     return {**counts, "level": jnp.float32(0.0)}
@@ -48,13 +49,24 @@ def judge(
         counted = counted + enters
     accepted = finite & ~surge
     return accepted, {
+        **guard,
         "skipped": guard["skipped"] + ~accepted,
-        "skipped_in_a_row": jnp.where(accepted, 0, guard["skipped_in_a_row"] + 1),
         "surges": guard["surges"] + surge,
         "last_skipped": jnp.where(accepted, guard["last_skipped"], step + 1),
         "level": level,
         "counted": counted,
     }
+
+
+def after_step(before: Guard, after: Guard) -> Guard:
+    """Returns the guard after all updates of a step: where networks take turns, one that is made ends no row."""
+    left_out = after["skipped"] > before["skipped"]
+    return {**after, "skipped_in_a_row": jnp.where(left_out, before["skipped_in_a_row"] + 1, 0)}
+
+
+def forget_level(guard: Guard) -> Guard:
+    """Returns the guard at the start of a phase, where the loss may have other parts or meet another discriminator."""
+    return {**guard, "level": guard["level"] * 0, "counted": guard["counted"] * 0}
 
 
 def scalars(guard: Guard) -> dict[str, jax.Array]:

@@ -31,25 +31,36 @@ class Records:
         self._recent = collections.deque((row for row in written if row["split"] == "train"), health.WINDOW)
         # The verdict that was warned of, and the rows without one since.
         self._told, self._quiet = health.diagnose(self._recent), 0
+        # Where the divergence guard was looked at last.
+        self._watched = self._recent[-1] if self._recent else {}
         # Last: what was wrong before has no progress bar to stop.
         self.monitor = Monitor(run.config, run.workdir, step, run.total_steps)
 
     def metrics(self, step: int, split: str, phase: str, values: dict[str, float]) -> None:
-        """Writes one row and its scalars; a value that is not finite becomes null, which JSON has a word for.
-
-        Raises:
-            FloatingPointError: the divergence guard ends the run.
-        """
+        """Writes one row and its scalars; a value that is not finite becomes null, which JSON has a word for."""
         written = {name: value if math.isfinite(value) else None for name, value in values.items()}
         row = {"step": step, "epoch": step / self._run.steps_per_epoch, "split": split, "phase": phase, **written}
         self._rows.write([row])
         self.monitor.scalars(step, split, values)
         if split == "train":
-            earlier = self._recent[-1] if self._recent else {}
             self._recent.append(row)
             self._watch_health(step)
-            if words := guard.told(self._run.config, earlier, row):
-                log.warning("%s", words)
+
+    def train(self, step: int, phase: str, values: dict[str, float], logs: bool) -> None:
+        """Tells of updates that were left out since the last look, and writes a training row if one is due.
+
+        A checkpoint is preceded by a look: what ends the run must not lie in the state that it goes on from.
+
+        Raises:
+            FloatingPointError: the divergence guard ends the run.
+        """
+        if logs:
+            self.metrics(step, "train", phase, values)
+        now = {"step": step, **values}
+        words = guard.told(self._run.config, self._watched, now)
+        self._watched = now
+        if words:
+            log.warning("%s", words)
 
     def _watch_health(self, step: int) -> None:
         """Warns when the discriminator has collapsed or won, and again only after ten rows without a verdict."""

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import ml_collections
 
@@ -56,10 +56,27 @@ def _validate_phase(config: ml_collections.ConfigDict, name: str) -> None:
         raise ValueError(f"{field}.trains = {phase.trains!r}: use one of {', '.join(KINDS)}")
     if phase.trains in ("joint", "discriminator") and config.discriminator.name == "none":
         raise ValueError(f"{field}.trains = {phase.trains!r} needs a discriminator: set config.discriminator.name")
-    if phase.steps < 0:
-        raise ValueError(f"{field}.steps = {phase.steps}: must be at least 0, and 0 = until it converges")
+    if not isinstance(phase.steps, int) or phase.steps < 0:
+        raise ValueError(f"{field}.steps = {phase.steps}: must be a whole number, and 0 = until it converges")
     if not phase.steps and not config.patience and (config.regime.repeat or name != config.regime.sequence[-1]):
         raise ValueError(f"{field} would never end: give it steps, or set config.patience")
+
+
+def check_groups(config: ml_collections.ConfigDict, groups: Collection[str]) -> None:
+    """Raises ValueError if a phase freezes, or rate reactions scale, a parameter group that there is not."""
+    known = ", ".join(groups)
+    for name in config.regime.sequence:
+        for group in config.regime.phases[name].frozen:
+            if group not in groups:
+                raise ValueError(f"config.regime.phases.{name}.frozen names the group {group!r}: known are {known}")
+    if config.regime.reactions and not reacting_groups(config, groups):
+        raise ValueError(f"config.regime.reaction_group = {config.regime.reaction_group!r}: known groups are {known}")
+
+
+def reacting_groups(config: ml_collections.ConfigDict, groups: Collection[str]) -> list[str]:
+    """Returns the parameter groups whose rate a reaction scales: the named one, or all of the named network."""
+    named = config.regime.reaction_group
+    return [group for group in groups if named in (group, group.split("/")[0])]
 
 
 def kind(config: ml_collections.ConfigDict, regime: RegimeState) -> str:
@@ -73,9 +90,36 @@ def frozen_groups(config: ml_collections.ConfigDict, regime: RegimeState) -> tup
 
 
 def tick(config: ml_collections.ConfigDict, regime: RegimeState, *, step: int) -> RegimeState:
-    """Returns the regime after a step: the next phase once one with a number of steps has done them."""
+    """Returns the regime after a step: the next phase once one with a number of steps has done them.
+
+    Where validation is due too, `advance` comes first: what it finds belongs to the phase that was trained.
+    """
+    return _next_phase(config, regime, step) if _counted_out(config, regime, step) else regime
+
+
+def _counted_out(config: ml_collections.ConfigDict, regime: RegimeState, step: int) -> bool:
     steps = config.regime.phases[regime.phase].steps if config.regime.sequence else 0
-    return _next_phase(config, regime, step) if steps and step - regime.phase_start >= steps else regime
+    return bool(steps) and step - regime.phase_start >= steps
+
+
+def resume(config: ml_collections.ConfigDict, regime: RegimeState, *, step: int, more_epochs: bool) -> RegimeState:
+    """Returns a stored regime to go on with; where more epochs are asked for, early stopping waits anew.
+
+    A sequence whose last phase has done its steps stays at its end.
+
+    Raises:
+        ValueError: the config has another phase in its place.
+    """
+    sequence = config.regime.sequence
+    expected = sequence[regime.phase_index % len(sequence)] if sequence else _implicit(config)
+    if regime.phase != expected:
+        raise ValueError(
+            f"the run stands in the phase {regime.phase!r}, and config.regime.sequence has {expected!r} in its place: "
+            "restore the sequence, or start over with --restart"
+        )
+    if not more_epochs or _counted_out(config, regime, step):
+        return regime
+    return dataclasses.replace(regime, stopped=False, waited_epochs=0)
 
 
 def advance(
@@ -97,6 +141,10 @@ def advance(
     actions: tuple[str, ...] = ()
     # While the discriminator alone learns, the generator's loss changes with it, and the generator does not.
     generator_learns = kind(config, regime) != "discriminator"
+    if not generator_learns and not regime.best_step and math.isfinite(values[config.regime.monitor]):
+        # Should the run end in this phase, there is a generator to test; as a rival of later ones it does not count.
+        regime = dataclasses.replace(regime, best_step=step)
+        actions = (SAVE_BEST,)
     if generator_learns and _better(config.regime.monitor, values[config.regime.monitor], regime.best):
         best = values[config.regime.monitor]
         regime = dataclasses.replace(regime, best=best, best_step=step, phase_found_best=True)
@@ -104,7 +152,8 @@ def advance(
     if _better(monitor, values[monitor], regime.phase_best):
         regime = dataclasses.replace(regime, phase_best=values[monitor], waited_epochs=0)
     else:
-        regime = dataclasses.replace(regime, waited_epochs=regime.waited_epochs + config.eval_every_epochs)
+        regime = dataclasses.replace(regime, waited_epochs=regime.waited_epochs + epoch - regime.validated_epoch)
+    regime = dataclasses.replace(regime, validated_epoch=epoch)
     counted = phase is not None and phase.steps
     if counted or not config.patience or regime.waited_epochs < config.patience or epoch % config.epoch_break:
         return regime, actions

@@ -103,6 +103,7 @@ def _check_config_alone(config: ml_collections.ConfigDict, parallel: Parallel, w
     if config.wandb.project:
         wandb_writer.library(config)
     system = make_system(config, total_steps=1)
+    regimes.check_groups(config, system.optimizers)
     state = jax.eval_shape(lambda: create_state(config, system.optimizers))
     run_folder.check_space(workdir, needed_bytes(config, state))
 
@@ -172,11 +173,9 @@ def begin(run: Run, checkpoints: checkpoint.Checkpoints, allow_changes: bool) ->
     template = jax.eval_shape(lambda: create_state(config, run.system.optimizers))
     state, record = checkpoints.restore(template)
     checkpoint.check_fingerprints(record["fingerprints"], run.fingerprints, allow_changes)
-    regime = RegimeState.from_json(record["regime"])
-    if config.epochs > record["epochs"]:
-        # More epochs were asked for: early stopping begins to wait anew.
-        regime = dataclasses.replace(regime, stopped=False, waited_epochs=0)
     step = int(state.step)
+    regime = RegimeState.from_json(record["regime"])
+    regime = regimes.resume(config, regime, step=step, more_epochs=config.epochs > record["epochs"])
     checkpoints.drop_best_after(step)
     last = run_folder.truncate_rows(workdir / run_folder.METRICS, step)
     if regime.best_step == step and checkpoints.best_step() != step:

@@ -45,8 +45,9 @@ class RegimeState:
         phase: name of the phase, in `config.regime.phases`; without any, what is trained.
         phase_index, phase_start: how many phases came before, and the step at which it began.
         phase_best, phase_found_best: best value of what the phase watches; whether `best` is of this phase.
-        best, best_step: best value of `config.regime.monitor` in the run, None before the first, and its step.
-        waited_epochs: epochs since the phase's best.
+        best, best_step: best value of `config.regime.monitor` in the run, None before the generator learns, and its
+            step.
+        waited_epochs, validated_epoch: epochs since the phase's best; the epoch of the last validation.
         reactions: rate reactions so far.
         stopped: the regime has ended the run.
     """
@@ -59,6 +60,7 @@ class RegimeState:
     best: float | None = None
     best_step: int = 0
     waited_epochs: int = 0
+    validated_epoch: int = 0
     reactions: int = 0
     stopped: bool = False
 

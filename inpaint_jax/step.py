@@ -233,7 +233,7 @@ def _update(
     new = {"params": params, "opt": opt, "stats": {**state.stats, **stats}}
     old = {"params": state.params, "opt": state.opt, "stats": state.stats}
     kept = jax.tree.map(lambda a, b: jnp.where(accepted, a, b), new, old)
-    return state.replace(**kept, guard=watched), scalars | guard.scalars(watched)
+    return state.replace(**kept, guard=watched), scalars
 
 
 def _moving_average(config: ml_collections.ConfigDict, state: TrainState) -> TrainState:
@@ -275,11 +275,13 @@ def make_train_step(
     def step(state: TrainState, frozen: Tree, batch: Batch) -> tuple[TrainState, dict]:
         del frozen  # no loss of this project's present systems has pretrained weights
         collected: dict[str, jax.Array] = {}
+        before = state.guard
         for function in turns:
             gradients, stats, scalars = averaged(function, system, state, batch)
             state, norms = _update(system, state, gradients, stats, scalars, frozen_groups)
             collected |= scalars | norms
-        state = state.replace(step=state.step + 1)
+        state = state.replace(step=state.step + 1, guard=guard.after_step(before, state.guard))
+        collected |= guard.scalars(state.guard)
         # A generator that stays as it is has nothing to average.
         return state if kind == "discriminator" else _moving_average(system.config, state), collected
 

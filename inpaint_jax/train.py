@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import ml_collections
 
-from inpaint_jax import checkpoint, command_line, evaluate, regimes, report, run_folder, weights
+from inpaint_jax import checkpoint, command_line, evaluate, guard, regimes, report, run_folder, weights
 from inpaint_jax import config as config_module
 from inpaint_jax.data import pipeline
 from inpaint_jax.records import Records
@@ -36,7 +36,7 @@ def fit(run: Run, checkpoints: checkpoint.Checkpoints, preemption: checkpoint.Pr
     """Trains to the end of the run; returns False if preempted, the state saved.
 
     Raises:
-        FloatingPointError: gradients stay non-finite.
+        FloatingPointError: the divergence guard ends the run.
     """
     config, parallel = run.config, run.parallel
     state, regime = begin(run, checkpoints, allow_changes)
@@ -63,24 +63,24 @@ def fit(run: Run, checkpoints: checkpoint.Checkpoints, preemption: checkpoint.Pr
                 records.first_step(step)
             # Read once: a signal between two looks would end the run without the save that it announces.
             preempted, actions = preemption.requested, ()
-            regime = regimes.tick(config, regime, step=step)
-            validates, saves = run.due(step)
-            validates = validates or regime.stopped
-            if step % config.log_every_steps == 0:
-                values = {name: float(value) for name, value in parallel.unreplicate(scalars).items()}
-                records.metrics(step, "train", phase, values)
-            if validates:
-                regime, actions = validate(run, state, regime, step, phase, records)
-            if regimes.SCALE_RATE in actions:
-                state = state.replace(lr_scale=scaled_rates(config, state.lr_scale))
+            logs, (validates, saves) = step % config.log_every_steps == 0, run.due(step)
             # Where a phase ends is saved: what it has come to is known from its last step on.
-            saves = saves or validates or regime.phase_start == step or preempted is not None
-            if saves or step % config.log_every_steps == 0:
+            ends = regimes.tick(config, regime, step=step)
+            validates = validates or ends.stopped
+            saves = saves or validates or ends.phase_start == step or preempted is not None
+            if logs or saves:
+                values = {name: float(value) for name, value in parallel.unreplicate(scalars).items()}
+                records.train(step, phase, values, logs)
+            if validates:
+                regime, actions = validate(run, state, regime, step, records)
+            if logs or saves:
                 records.times(step)
+            # After validation: what it finds belongs to the phase that was trained.
+            if not regime.stopped:
+                regime = regimes.tick(config, regime, step=step)
+            state = react(config, state, regime, actions, step)
             if saves:
                 save(run, checkpoints, records, state, regime, actions)
-            if regime.phase_start == step:
-                log.info("step %d: phase %s is over, %s begins", step, phase, regime.phase)
             if regimes.STOP in actions:
                 log.info("early stopping at step %d: no better value for %d epochs", step, regime.waited_epochs)
             if preempted and step < run.total_steps:
@@ -114,15 +114,23 @@ def save(
         checkpoints.save_best(int(host_state.step), generator_variables(host_state))
 
 
-def scaled_rates(config: ml_collections.ConfigDict, scales: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Returns the rate scales after a rate reaction, and tells of it."""
-    reacts = [group for group in scales if group.startswith(config.regime.reaction_group)]
-    log.info("rate reaction: the learning rate of %s x %g", ", ".join(reacts), config.regime.reaction_factor)
-    return {g: scale * config.regime.reaction_factor if g in reacts else scale for g, scale in scales.items()}
+def react(
+    config: ml_collections.ConfigDict, state: TrainState, regime: RegimeState, actions: tuple[str, ...], step: int
+) -> TrainState:
+    """Returns the state after what the regime decided: rates scaled, or the guard's level forgotten in a new phase."""
+    if regimes.SCALE_RATE in actions:
+        reacts, factor = regimes.reacting_groups(config, state.lr_scale), config.regime.reaction_factor
+        log.info("rate reaction: the learning rate of %s x %g", ", ".join(reacts), factor)
+        scales = {group: scale * factor if group in reacts else scale for group, scale in state.lr_scale.items()}
+        return state.replace(lr_scale=scales)
+    if regime.phase_start == step:
+        log.info("step %d: phase %s begins", step, regime.phase)
+        return state.replace(guard=guard.forget_level(state.guard))
+    return state
 
 
 def validate(
-    run: Run, state: TrainState, regime: RegimeState, step: int, phase: str, records: Records
+    run: Run, state: TrainState, regime: RegimeState, step: int, records: Records
 ) -> tuple[RegimeState, tuple[str, ...]]:
     """Evaluates the moving averages on the validation split, writes its row and samples, and advances the regime."""
     config, epoch = run.config, run.epochs_done(step)
@@ -132,7 +140,7 @@ def validate(
         config.evaluation.batch_size, range(config.evaluation.samples) if shows else (),
     )  # fmt: skip
     values = evaluate.means(per_image)
-    records.metrics(step, "val", phase, values)
+    records.metrics(step, "val", regime.phase, values)
     records.monitor.epoch_line(step, step / run.steps_per_epoch, config.epochs, values, records.health_line())
     if pictures:
         records.monitor.samples(step, [pictures[i] for i in sorted(pictures)])

@@ -136,6 +136,9 @@ def test_results_count_only_for_the_config_that_is_asked_for(tmp_path: Path):
     run_folder.write_text(run.folder / "config.json", config_module.to_json(run.config))
     assert finished()
     assert experiment.result_text(run) == "angular_error_deg_hole 5.827"
+    run.config.regime.monitor = "loss/generator"  # which the test has not where there is a discriminator
+    assert experiment.result_text(run) == "angular_error_deg_hole 5.827"
+    run.config.regime.monitor = "angular_error_deg_hole"
     assert not finished(epochs="4")
     assert not finished(**{"optimizer.name": "sgd"})
     longer = unet_cosine.get_config("tiny")

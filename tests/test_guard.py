@@ -21,7 +21,8 @@ def watch(losses, factor=5.0, finite=None):
     state, accepted, states = guard.first_guard(), [], []
     for step, loss in enumerate(losses):
         fine = True if finite is None else finite[step]
-        yes, state = judge(state, jnp.int32(step), jnp.bool_(fine), jnp.float32(loss))
+        yes, judged = judge(state, jnp.int32(step), jnp.bool_(fine), jnp.float32(loss))
+        state = guard.after_step(state, judged)
         accepted.append(bool(yes))
         states.append({name: value.item() for name, value in state.items()})
     return accepted, states
@@ -54,6 +55,28 @@ def test_what_is_not_finite_is_left_out_at_once_and_is_no_surge():
     accepted, states = watch([1.0, np.nan, np.inf, 1.0], finite=[True, False, False, True])
     assert accepted == [True, False, False, True]
     assert (states[-1]["skipped"], states[-1]["surges"], states[-1]["level"]) == (2, 0, 1.0)
+
+
+def test_steps_in_a_row_are_counted_where_networks_take_turns():
+    config = ml_collections.ConfigDict({"surge_factor": 0.0, "action": "skip"})
+    state, rows = guard.first_guard(), []
+    for step, (judge, generator) in enumerate([(True, False), (True, False), (False, False), (True, True)]):
+        before = state
+        for finite in (judge, generator):
+            _, state = guard.judge(config, state, jnp.int32(step), jnp.bool_(finite), jnp.float32(1.0))
+        state = guard.after_step(before, state)
+        rows.append((int(state["skipped"]), int(state["skipped_in_a_row"])))
+    assert rows == [(1, 1), (2, 2), (4, 3), (4, 0)]
+
+
+def test_a_new_phase_finds_its_own_level():
+    config = ml_collections.ConfigDict({"surge_factor": 5.0, "action": "skip"})
+    state = {**guard.first_guard(), "level": jnp.float32(0.2), "counted": jnp.int32(500), "skipped": jnp.int32(3)}
+    yes, _ = guard.judge(config, state, jnp.int32(500), jnp.bool_(True), jnp.float32(8.0))
+    assert not yes
+    yes, after = guard.judge(config, guard.forget_level(state), jnp.int32(500), jnp.bool_(True), jnp.float32(8.0))
+    assert yes
+    assert (float(after["level"]), int(after["counted"]), int(after["skipped"])) == (8.0, 1, 3)
 
 
 def row(step, **values):

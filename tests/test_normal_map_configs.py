@@ -47,7 +47,7 @@ VERSIONS = {
         | {f"regime.phases.fill.{k}": v for k, v in phase("generator").items()},
     ),
     "v3_0_unet_lambda999": ("v1_0_unet", {"losses.cosine.weight": 999.0}),
-    "v3_1_unet_lambda100": ("v1_0_unet", {"losses.cosine.weight": 100.0}),
+    "v3_1_unet_lambda100": ("v3_0_unet_lambda999", {"losses.cosine.weight": 100.0}),
 }
 # What the versions take over from the base, and must not change when the base does.
 INHERITED = {

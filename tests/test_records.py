@@ -66,6 +66,17 @@ def test_a_discriminator_that_has_won_is_told_once_and_again_after_it_recovered(
     assert "collapsed" in warnings(log_lines)[-1]
 
 
+def test_a_surge_ends_the_run_before_a_checkpoint_between_two_rows(tiny_config, tmp_path):
+    tiny_config.guard.action = "halt"
+    records = Records(run_of(tiny_config, tmp_path), 0)
+    others = {"guard/skipped_in_a_row": 1.0, "guard/last_skipped": 2.0, "guard/level": 1.0}
+    records.train(1, "joint", {**others, **GUARD}, logs=True)
+    with pytest.raises(FloatingPointError, match="steps 2 to 3: updates left out: 1, the last at step 2"):
+        records.train(3, "joint", {**others, "guard/skipped": 1.0, "guard/surges": 1.0}, logs=False)
+    records.close()
+    assert [row["step"] for row in run_folder.read_rows(tmp_path / run_folder.METRICS)] == [1]
+
+
 def test_tensorboard_shows_config_parameters_networks_and_scalars(tiny_config, tmp_path):
     records = Records(run_of(tiny_config, tmp_path), 0)
     records.describe(0)

@@ -6,13 +6,15 @@ import json
 import pytest
 
 from configs import common
-from inpaint_jax.regimes import advance, first_regime, tick
+from inpaint_jax.regimes import advance, check_groups, first_regime, resume, tick
 from inpaint_jax.state import RegimeState
 
 
 def run(config, values):
     regime, history = first_regime(config), []
-    for epoch, value in enumerate(values, start=1):
+    every = config.eval_every_epochs
+    epochs = [1, *range(max(2, every), 99, every)]  # the first is always looked at
+    for epoch, value in zip(epochs, values, strict=False):
         earlier = copy.deepcopy(regime)
         when = {"step": 10 * epoch, "epoch": epoch, "values": {config.regime.monitor: value}}
         following, actions = advance(config, regime, **when)
@@ -43,7 +45,7 @@ def test_values_that_are_not_finite_are_never_best(tiny_config, monitor, bad):
 
 @pytest.mark.parametrize(
     ("patience", "epoch_break", "eval_every", "stops_after"),
-    [(0, 1, 1, None), (2, 1, 1, 3), (2, 4, 1, 4), (4, 1, 2, 3), (3, 1, 1, 4)],
+    [(0, 1, 1, None), (2, 1, 1, 3), (2, 4, 1, 4), (4, 1, 2, 4), (3, 1, 2, 3), (3, 1, 1, 4)],
 )
 def test_stops_when_patience_is_over_at_a_multiple_of_epoch_break(
     tiny_config, patience, epoch_break, eval_every, stops_after
@@ -81,10 +83,11 @@ def follow(config, events, steps):
         phases.append(regime.phase)
         # Through JSON at every step, as a kill and a restart would.
         regime = RegimeState.from_json(json.loads(json.dumps(regime.to_json())))
-        regime = tick(config, regime, step=step)
-        if step % 2 == 0 and not regime.stopped:
+        if step % 2 == 0:
             regime, actions = advance(config, regime, step=step, epoch=step // 2, values=events(step // 2))
             reactions += ["scale_rate" in actions] * ("scale_rate" in actions)
+        if not regime.stopped:
+            regime = tick(config, regime, step=step)
         if regime.stopped:
             stopped_at = step
             break
@@ -161,3 +164,48 @@ def test_phases_that_cannot_be_are_said(tiny_config, change, message):
     tiny_config.discriminator.name = "none"
     with pytest.raises(ValueError, match="needs a discriminator"):
         first_regime(tiny_config)
+
+
+def test_groups_that_are_not_there_are_said_before_the_first_step(tiny_config):
+    groups = ("generator/rest", "discriminator")
+    tiny_config.regime.phases.late = common.phase("joint", frozen=("generator/vgg",))
+    tiny_config.regime.sequence, tiny_config.regime.reaction_group = ("late",), "genrator"
+    with pytest.raises(ValueError, match=r"late\.frozen names the group 'generator/vgg': known are generator/rest"):
+        check_groups(tiny_config, groups)
+    tiny_config.regime.phases.late.frozen = ("generator/rest",)
+    check_groups(tiny_config, groups)
+    tiny_config.regime.reactions = 1
+    with pytest.raises(ValueError, match=r"reaction_group = 'genrator': known groups are generator/rest"):
+        check_groups(tiny_config, groups)
+
+
+def test_a_value_at_the_last_step_of_a_phase_belongs_to_that_phase(tiny_config):
+    tiny_config.regime.phases.fill = common.phase("generator", steps=4)
+    tiny_config.regime.phases.judge = common.phase("discriminator", steps=4)
+    tiny_config.regime.sequence, tiny_config.regime.repeat = ("fill", "judge"), True
+    values = [5.0, 3.0, 2.0, 1.0, 4.0, 4.0]
+    _, _, regime, _ = follow(tiny_config, lambda epoch: {"angular_error_deg_hole": values[epoch - 1]}, 12)
+    assert (regime.best, regime.best_step) == (3.0, 4), "the generator's own last step, and not the discriminator's"
+
+
+def test_a_run_that_ends_in_its_first_phase_of_the_discriminator_has_a_generator(tiny_config):
+    config = alternating(tiny_config)
+    regime, saved = first_regime(config), []
+    for epoch in (1, 2, 3):
+        values = {"loss/discriminator": 3.0 - epoch / 10, "loss/generator": 1.0 + epoch}
+        regime, actions = advance(config, regime, step=2 * epoch, epoch=epoch, values=values)
+        saved.append(actions)
+    assert saved == [("save_best",), (), ()]
+    assert (regime.best, regime.best_step) == (None, 2)
+
+
+def test_more_epochs_take_up_early_stopping_and_no_sequence_that_is_done(tiny_config):
+    stopped = RegimeState("joint", stopped=True, waited_epochs=9)
+    assert resume(tiny_config, stopped, step=8, more_epochs=False) == stopped
+    assert resume(tiny_config, stopped, step=8, more_epochs=True) == RegimeState("joint")
+    tiny_config.regime.phases.both = common.phase("joint", steps=4)
+    tiny_config.regime.sequence = ("both",)
+    done = RegimeState("both", stopped=True)
+    assert resume(tiny_config, done, step=4, more_epochs=True) == done
+    with pytest.raises(ValueError, match=r"stands in the phase 'joint', and .* has 'both' in its place"):
+        resume(tiny_config, stopped, step=8, more_epochs=True)

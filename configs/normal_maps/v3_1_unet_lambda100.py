@@ -4,24 +4,18 @@
     python launch/main.py --config configs/normal_maps/v3_1_unet_lambda100.py
     python launch/main.py --config configs/normal_maps/v3_1_unet_lambda100.py:quick
 
-Differs from v1_0_unet: the cosine similarity weighs 100 instead of 10. The original lay between 10 to 1 and 999 to 1.
-
-The published name speaks of early stopping, the published table of a fixed number of epochs. Followed here is the
-table, with version 1.0's 300 epochs; for early stopping as in version 1.1 add
-
-    --config.patience=25 --config.epoch_break=25 --config.regime.monitor=loss/generator
-
-What else was not published is chosen as v0_1_unet says.
+Differs from v3_0_unet_lambda999 in that weight alone; what stands there on early stopping holds here too. The original
+lay between 10 to 1 and 999 to 1.
 """
 
 import ml_collections
 
 from configs import common
-from configs.normal_maps import v0_1_unet, v1_0_unet
+from configs.normal_maps import v0_1_unet, v3_0_unet_lambda999
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     """Returns the config; arg: "" full, "quick" minutes on a CPU, "tiny" seconds."""
-    c = v1_0_unet.get_config()
+    c = v3_0_unet_lambda999.get_config()
     c.losses.cosine.weight = 100.0
     return common.finish(c, arg, {"quick": v0_1_unet.quick, "tiny": common.tiny})
