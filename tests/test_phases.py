@@ -80,7 +80,8 @@ def test_counted_phases_go_on_exactly_after_crashes(config, same_after_crashes, 
             assert {name.split("/")[1] for name in row if name.startswith("learning_rate/")} == trains[row["phase"]]
 
 
-@pytest.mark.parametrize("crashes", [(9, 13), pytest.param((4, 5, 8, 9, 12, 13, 17), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("crashes", [(9, 13), (4, 5, 8, 9, 12, 13, 17)])
 def test_phases_to_convergence_and_rate_reactions_go_on_exactly(config, same_after_crashes, crashes):
     config.regime.phases.judge = common.phase("discriminator", monitor="loss/discriminator")
     config.regime.phases.fill = common.phase("generator")
@@ -94,6 +95,7 @@ def test_phases_to_convergence_and_rate_reactions_go_on_exactly(config, same_aft
     np.testing.assert_allclose(rates, config.optimizer.learning_rate / 2, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_stopping_early_changes_nothing_before_the_stop(config, tmp_path, monkeypatch):
     config.epochs, config.regime.monitor = 3, "loss/discriminator"
     # A discriminator that stands still has its best at once.
