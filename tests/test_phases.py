@@ -20,6 +20,7 @@ def run(config, workdir: Path, monkeypatch, crashes: tuple[int, ...] = ()) -> li
     """Trains, crashing before each of these steps and starting again; returns the metrics rows."""
     batches = pipeline.train_batches
     for crash in (*crashes, None):
+        jax.clear_caches()  # as in a new process; dozens of programs kept alive in one have aborted it
 
         def crashing(*arguments, crash=crash, **options):
             for step, batch in enumerate(batches(*arguments, **options), options["start_step"] + 1):
