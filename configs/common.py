@@ -123,6 +123,7 @@ def _regime() -> ml_collections.ConfigDict:
     c = ml_collections.ConfigDict()
     c.order = "simultaneous"  # simultaneous | sequential (D first, then G against the new D)
     c.monitor = "angular_error_deg_hole"  # validation value that decides the best checkpoint, and early stopping
+    c.keep = "best"  # which generator is exported and tested: best (by the monitor) | last (at the end of training)
     c.phases = ml_collections.ConfigDict()  # name: phase(...)
     c.sequence = ()  # phases in their order; () = both networks, or the generator alone, for the whole run
     c.repeat = False  # after the last phase begin again with the first

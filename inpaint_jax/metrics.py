@@ -1,4 +1,4 @@
-"""Image metrics, computed per image on the device: PSNR, SSIM, L1 and the angular error of normal maps.
+"""Image metrics, computed per image on the device: PSNR, SSIM, L1, sharpness and the angular error of normal maps.
 
 Every function is pure, takes a batch and returns one number per image, so that the caller can average over
 images of any number of batches and give padding a weight of zero. An image without a hole gets the score of a
@@ -17,7 +17,10 @@ SSIM_SIGMA = 1.5  # pixels
 SSIM_K1 = 0.01
 SSIM_K2 = 0.03
 
-# Which direction is better; see `direction_of`.
+# Differences of neighbouring pixels below a step of 8 bits say nothing about sharpness.
+GRADIENT_FLOOR = 1.0 / 255.0
+
+# Which direction is better; see `direction_of`. A metric that is not here has none, such as a ratio that should be 1.
 METRIC_DIRECTION = {
     "psnr_db_full": "max",
     "psnr_db_hole": "max",
@@ -193,6 +196,31 @@ def angular_error_deg(prediction: jax.Array, target: jax.Array, region: jax.Arra
     return region_mean(angle, region, empty=0.0)
 
 
+def gradient_ratio(prediction: jax.Array, target: jax.Array, region: jax.Array) -> jax.Array:
+    """Computes how steep the prediction is in a region, relative to the target: a measure of sharpness.
+
+    The steepness is the mean absolute difference of pixels side by side or one above the other, over all channels and
+    those pairs that lie in the region with both pixels, so that a visible seam does not count as sharpness.
+
+    Args:
+        prediction: float32 (B, H, W, C) in [0, 1].
+        target: float32 (B, H, W, C) in [0, 1].
+        region: float32 (B, H, W, 1), 1 where a pixel counts.
+
+    Returns:
+        float32 (B,), above 0: 1 as sharp as the target, below 1 blurred, above 1 noisy; 1 where no pair counts.
+    """
+    across, down = region[:, :, 1:] * region[:, :, :-1], region[:, 1:] * region[:, :-1]
+    pairs = (jnp.sum(across, axis=(1, 2, 3)) + jnp.sum(down, axis=(1, 2, 3))) * target.shape[-1]
+
+    def steepness(images: jax.Array) -> jax.Array:
+        total = jnp.sum(jnp.abs(jnp.diff(images, axis=2)) * across, axis=(1, 2, 3))
+        total += jnp.sum(jnp.abs(jnp.diff(images, axis=1)) * down, axis=(1, 2, 3))
+        return total / jnp.maximum(pairs, 1.0)
+
+    return (steepness(prediction) + GRADIENT_FLOOR) / (steepness(target) + GRADIENT_FLOOR)
+
+
 def image_metrics(prediction: jax.Array, target: jax.Array, mask: jax.Array, normal_maps: bool) -> dict[str, jax.Array]:
     """Computes all metrics of a batch, one number per image; average them over images.
 
@@ -203,8 +231,8 @@ def image_metrics(prediction: jax.Array, target: jax.Array, mask: jax.Array, nor
         normal_maps: whether the images are normal maps, which adds `angular_error_deg_hole`; static under `jax.jit`.
 
     Returns:
-        float32 (B,) per name; `METRIC_DIRECTION` says which direction is better. An image without a hole gets the
-        score of a perfect one in the hole forms: 100 dB, SSIM 1, L1 0, 0 degrees.
+        float32 (B,) per name; `direction_of` says which direction is better. An image without a hole gets the
+        score of a perfect one in the hole forms: 100 dB, SSIM 1, L1 0, gradient ratio 1, 0 degrees.
 
     Raises:
         ValueError: the images are smaller than the SSIM window.
@@ -218,6 +246,7 @@ def image_metrics(prediction: jax.Array, target: jax.Array, mask: jax.Array, nor
         "ssim_hole": ssim_hole(similarity, mask),
         "l1_full": l1(prediction, target, everywhere),
         "l1_hole": l1(prediction, target, mask),
+        "gradient_ratio_hole": gradient_ratio(prediction, target, mask),
     }
     if normal_maps:
         metrics["angular_error_deg_hole"] = angular_error_deg(prediction, target, mask)

@@ -189,17 +189,25 @@ def run_training(
     return FINISHED
 
 
+def trained_generator(run: Run, checkpoints: checkpoint.Checkpoints) -> tuple[int, dict]:
+    """Returns the step and the variables, on the host, of the generator that `config.regime.keep` names."""
+    if run.config.regime.keep == "last":
+        state, _ = checkpoints.restore(jax.eval_shape(lambda: create_state(run.config, run.system.optimizers)))
+        return int(state.step), generator_variables(state)
+    template = jax.eval_shape(lambda: generator_variables(create_state(run.config, {})))
+    return checkpoints.best_step(), checkpoints.restore_best(template)
+
+
 def finish(run: Run, checkpoints: checkpoint.Checkpoints) -> None:
-    """Exports the best generator, tests it beside the baselines, and writes `test/results.json`."""
+    """Exports the generator that `config.regime.keep` names, tests it beside the baselines, writes the results."""
     if checkpoints.best_step() is None:
         raise ValueError(
             f"no validation gave a finite {run.config.regime.monitor}, so there is no best generator to test: "
             "start over with --restart and a lower config.optimizer.learning_rate"
         )
-    template = jax.eval_shape(lambda: generator_variables(create_state(run.config, {})))
-    variables = checkpoints.restore_best(template)
+    tested_step, variables = trained_generator(run, checkpoints)
     megabytes = weights.save_generator(run.workdir / run_folder.GENERATOR, variables, run.config)
-    log.info("testing the generator of step %d", checkpoints.best_step())
+    log.info("testing the %s generator, of step %d", run.config.regime.keep, tested_step)
     timing = run_folder.read_rows(run.workdir / run_folder.TIMING)
     seconds = sum(row["seconds"] for row in timing)
     steps = checkpoints.latest_step()
@@ -214,6 +222,7 @@ def finish(run: Run, checkpoints: checkpoint.Checkpoints) -> None:
         "train": {
             "steps": steps,
             "best_step": checkpoints.best_step(),
+            "tested_step": tested_step,
             "epochs": steps / run.steps_per_epoch,
             "seconds": seconds,
             "images_per_second": sum(row["images"] for row in timing) / max(seconds, 1e-9),

@@ -12,7 +12,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from inpaint_jax import metrics
 
 SIZE = (24, 40)
-HOLE_KEYS = ("psnr_db_hole", "ssim_hole", "l1_hole", "angular_error_deg_hole")
+HOLE_KEYS = ("psnr_db_hole", "ssim_hole", "l1_hole", "gradient_ratio_hole", "angular_error_deg_hole")
 PERFECT = {
     "psnr_db_full": 100.0,
     "psnr_db_hole": 100.0,
@@ -20,6 +20,7 @@ PERFECT = {
     "ssim_hole": 1.0,
     "l1_full": 0.0,
     "l1_hole": 0.0,
+    "gradient_ratio_hole": 1.0,
     "angular_error_deg_hole": 0.0,
 }
 compute = jax.jit(functools.partial(metrics.image_metrics, normal_maps=True))
@@ -41,6 +42,13 @@ def example(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     prediction = np.clip(target + scale * random.standard_normal(target.shape), 0, 1).astype(np.float32)
     mask = (random.random((4, *SIZE, 1)) < 0.25).astype(np.float32)
     return prediction, target, mask
+
+
+def reference_gradient_ratio(prediction: np.ndarray, target: np.ndarray, hole: np.ndarray) -> float:
+    pairs = [((y, x), (y + dy, x + dx)) for y, x in np.ndindex(*SIZE) for dy, dx in ((0, 1), (1, 0))]
+    inside = [(a, b) for a, b in pairs if b[0] < SIZE[0] and b[1] < SIZE[1] and hole[a] and hole[b]]
+    ours, true = (np.mean([np.abs(v[a] - v[b]) for a, b in inside]) for v in (prediction, target))
+    return (ours + 1 / 255) / (true + 1 / 255)
 
 
 def reference_ssim(prediction: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray]:
@@ -78,6 +86,7 @@ def test_full_and_hole_forms_agree_with_scikit_image_and_numpy():
             "ssim_hole": similarity_map[hole].mean(),
             "l1_full": np.abs(p - t).mean(),
             "l1_hole": np.abs(p - t)[hole].mean(),
+            "gradient_ratio_hole": reference_gradient_ratio(p, t, hole),
             "angular_error_deg_hole": reference_angle(p, t)[hole].mean(),
         }
         assert result.keys() == expected.keys()
@@ -167,6 +176,15 @@ def test_small_angles_keep_their_digits(exponent, seed):
     assert angle[0] == pytest.approx(reference_angle(prediction, target).mean(), rel=1e-3)
 
 
+def test_the_gradient_ratio_is_below_one_for_a_blurred_fill_and_blind_to_the_seam():
+    _, target, mask = example(seed=3)
+    flat = np.full_like(target, 0.5)
+    assert (metrics.gradient_ratio(flat, target, mask) < 0.9).all()
+    # What lies outside makes a seam with the hole, and no pair inside it.
+    outside = np.where(mask == 1, target, 0).astype(np.float32)
+    np.testing.assert_allclose(metrics.gradient_ratio(outside, target, mask), 1, rtol=1e-6)
+
+
 @given(seed=st.integers(0, 2**31))
 @settings(max_examples=15, deadline=None)
 def test_metrics_are_finite_ordered_and_blind_to_known_pixels_in_hole_forms(seed):
@@ -186,7 +204,7 @@ def test_metrics_are_finite_ordered_and_blind_to_known_pixels_in_hole_forms(seed
 def test_photographs_have_no_angular_error_and_directions_cover_every_metric():
     prediction, target, mask = example(seed=6)
     names = set(jax.eval_shape(functools.partial(metrics.image_metrics, normal_maps=False), prediction, target, mask))
-    assert names | {"angular_error_deg_hole"} == set(metrics.METRIC_DIRECTION)
+    assert names | {"angular_error_deg_hole"} == {*metrics.METRIC_DIRECTION, "gradient_ratio_hole"}
     assert "angular_error_deg_hole" not in names
 
 

@@ -21,12 +21,12 @@ def phase(trains: str) -> dict:
     return {**common.phase(trains, monitor=f"loss/{trains}"), "frozen": []}
 
 
-STOPPING = {"patience": 25, "epoch_break": 25, "regime.monitor": "loss/generator"}
+STOPPING = {"patience": 25, "epoch_break": 25, "regime.monitor": "loss/generator", "regime.keep": "best"}
 # Version -> its parent ("" = the base of all configs), and every field that differs with its value.
 VERSIONS = {
     "v0_1_unet": (
         "",
-        {"epochs": 150, "ema_decay": 0.0}
+        {"epochs": 150, "ema_decay": 0.0, "regime.keep": "last"}
         | {"data.source": "tfds", "data.name": "normal_maps", "data.path": "data", "data.fit": "crop"}
         | {f"losses.cosine.{k}": v for k, v in common.loss_term("cosine", 10.0).items()}
         | {f"losses.adversarial.{k}": v for k, v in common.loss_term("adversarial", 1.0).items()},

@@ -18,8 +18,9 @@ Not published, and chosen here:
   the mask; the discriminator sees the completed map alone.
 - Loss: cosine similarity in the hole, where there is something to learn, of the output. `region="full"` takes the whole
   map: --config.losses.cosine.region=full.
-- Which generator is tested: the one with the lowest hole angular error on validation maps, as elsewhere in this
-  project. The last one lies in the run's newest checkpoint. There is no moving average of weights.
+- Which generator is tested: the last one, as after a fixed number of epochs in the original. The one with the lowest
+  hole angular error on validation maps is kept beside it: the same command with --config.regime.keep=best tests that
+  one, without training again. There is no moving average of weights.
 
 :quick keeps losses, rate and regime of the version and shrinks networks, maps and epochs. It shows that a version
 works, and nothing about how the versions compare.
@@ -35,6 +36,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c = common.base()
     c.epochs = 150
     c.ema_decay = 0.0
+    c.regime.keep = "last"
     c.data.source = "tfds"
     c.data.name = "normal_maps"
     c.data.path = "data"

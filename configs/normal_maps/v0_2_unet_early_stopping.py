@@ -31,6 +31,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.patience = 25
     c.epoch_break = 25
     c.regime.monitor = "loss/generator"
+    c.regime.keep = "best"
     c.guard.surge_factor = 5.0
     c.guard.action = "skip"
     return common.finish(c, arg, {"quick": v0_1_unet.quick, "tiny": common.tiny})

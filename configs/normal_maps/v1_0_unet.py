@@ -5,9 +5,8 @@
     python launch/main.py --config configs/normal_maps/v1_0_unet.py:quick
 
 Differs from v0_1_unet: 300 epochs, which were published. The original overfitted towards the end, and lost to version
-1.1, its twin with early stopping, on every metric. To see that here, compare the validation curves: what is tested is
-the generator with the lowest hole angular error on validation maps, not the last one. What was not published is chosen
-as v0_1_unet says.
+1.1, its twin with early stopping, on every metric. What is tested is thus the last generator, and the curves of the
+report show how far it lies from the best one. What was not published is chosen as v0_1_unet says.
 """
 
 import ml_collections

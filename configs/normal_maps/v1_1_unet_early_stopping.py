@@ -26,4 +26,5 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.patience = 25
     c.epoch_break = 25
     c.regime.monitor = "loss/generator"
+    c.regime.keep = "best"
     return common.finish(c, arg, {"quick": v0_1_unet.quick, "tiny": common.tiny})

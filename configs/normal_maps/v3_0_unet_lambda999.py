@@ -10,7 +10,7 @@ Differs from v1_0_unet: the cosine similarity weighs 999 instead of 10. The orig
 The published name speaks of early stopping, the published table of a fixed number of epochs. Followed here is the
 table, with version 1.0's 300 epochs; for early stopping as in version 1.1 add
 
-    --config.patience=25 --config.epoch_break=25 --config.regime.monitor=loss/generator
+    --config.patience=25 --config.epoch_break=25 --config.regime.monitor=loss/generator --config.regime.keep=best
 
 What else was not published is chosen as v0_1_unet says.
 """
