@@ -127,13 +127,14 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
     Returns:
         Groups; `lines` of the label are the config's name and the fields in which groups of that name differ.
     """
-    by_hash: dict[str, list[Run]] = {}
+    by_key: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
-        by_hash.setdefault(run["results"]["hashes"]["group"], []).append(run)
+        # Two files may hold the same config: they are two rows, as their author named them.
+        name = (run["results"].get("config") or run["folder"].name).replace(".py", "", 1)
+        by_key.setdefault((name, run["results"]["hashes"]["group"]), []).append(run)
     groups = []
-    for key, members in by_hash.items():
+    for (name, key), members in by_key.items():
         members.sort(key=lambda run: run["seed"])
-        name = (members[0]["results"].get("config") or members[0]["folder"].name).replace(".py", "", 1)
         groups.append({"hash": key, "config": name, "runs": members})
     for group in groups:
         alike = [other["runs"][0]["config"] for other in groups if other["config"] == group["config"]]

@@ -1,4 +1,4 @@
-"""What a comparison looks like: a box plot, a wall of test pictures, and one page with both and the tables."""
+"""What a comparison looks like: box plot, curves, a wall of test pictures, and one page with all and the tables."""
 
 import html
 import logging
@@ -11,13 +11,13 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from inpaint_jax import compare, curves, image_files, pages, run_folder
+from inpaint_jax import compare, compare_curves, curves, image_files, pages, run_folder
 from inpaint_jax.compare import Group
 from inpaint_jax.metrics import direction_of
 
 log = logging.getLogger("inpaint_jax")
 
-CSV, PLOT, WALL, PAGE = "compare.csv", "compare.png", "wall.png", "compare.html"
+CSV, PLOT, CURVES, WALL, PAGE = "compare.csv", "compare.png", "curves.png", "wall.png", "compare.html"
 WALL_ROWS = 8
 PICTURE_BYTES = 4_000_000  # of the page that one picture may take; beyond, it is made smaller
 # Baselines beyond the runs are left out of a panel if showing them would leave the runs less than this share of it.
@@ -26,24 +26,28 @@ TICK_CHARACTERS = 40  # below a panel of the least width; longer labels are turn
 
 
 def write_comparison(groups: Sequence[Group], out: Path, page: bool) -> list[dict]:
-    """Writes compare.csv, compare.png, wall.png and, if asked for, compare.html; returns the rows of the CSV.
+    """Writes the CSV, the pictures that can be drawn and, if asked for, the page; returns the rows of the CSV.
 
     What an earlier comparison left in `out` is replaced, or removed if there is nothing to put in its place.
     """
     rows = compare.statistics(groups)
     run_folder.write_text(out / CSV, compare.csv_text(rows))
     image_files.write_png(out / PLOT, draw_plot(groups))
-    wall = draw_wall(groups)
-    if wall is None:
-        log.warning("no %s: the runs have no test pictures in common", WALL)
-        (out / WALL).unlink(missing_ok=True)
-    else:
-        image_files.write_png(out / WALL, wall)
+    _write_or_remove(out / CURVES, compare_curves.draw_curves(groups), "the groups train on no loss term in common")
+    _write_or_remove(out / WALL, draw_wall(groups), "the runs have no test pictures in common")
     if page:
-        _write_page(out / PAGE, groups, rows, out / PLOT, None if wall is None else out / WALL)
+        _write_page(out, groups, rows)
     else:
         (out / PAGE).unlink(missing_ok=True)
     return rows
+
+
+def _write_or_remove(path: Path, picture: np.ndarray | None, reason: str) -> None:
+    if picture is None:
+        log.warning("no %s: %s", path.name, reason)
+        path.unlink(missing_ok=True)
+    else:
+        image_files.write_png(path, picture)
 
 
 def panel_limits(runs: Sequence[float], baselines: Sequence[float]) -> tuple[float, float]:
@@ -74,7 +78,7 @@ def draw_plot(groups: Sequence[Group]) -> np.ndarray:
     first = groups[0]["runs"][0]["results"]
     metrics = [metric for metric in pages.METRICS if metric.endswith("_hole") and metric in first["metrics"]]
     metrics += [metric for metric in first["metrics"] if metric.endswith("_hole") and metric not in metrics]
-    columns = min(2, len(metrics))
+    columns = min(3 if len(metrics) > 4 else 2, len(metrics))
     lines = -(-len(metrics) // columns)
     ticks = _tick_labels(groups, "\n")
     turned = len(ticks) * max(len(line) for tick in ticks for line in tick.splitlines()) > TICK_CHARACTERS
@@ -87,10 +91,12 @@ def draw_plot(groups: Sequence[Group]) -> np.ndarray:
             _draw_panel(axes, groups, first["baselines"], metric)
         for axes in panels[len(metrics) :]:
             axes.set_visible(False)
-        for axes in panels[max(0, len(metrics) - columns) : len(metrics)]:
+        for number in range(max(0, len(metrics) - columns), len(metrics)):
             style = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if turned else {}
-            axes.tick_params(labelbottom=True)
-            axes.set_xticks(range(1, len(groups) + 1), ticks, **style)
+            panels[number].tick_params(labelbottom=True)
+            panels[number].set_xticks(range(1, len(groups) + 1), ticks, **style)
+            for tick in panels[number].get_xticklabels():  # above an empty place they hang into it
+                tick.set_in_layout(number + columns >= len(panels))
         shown = {}  # name -> line, of those that any panel shows
         for axes in panels:
             shown |= {name: line for line, name in zip(*axes.get_legend_handles_labels(), strict=True)}
@@ -167,22 +173,23 @@ def draw_wall(groups: Sequence[Group], rows: int = WALL_ROWS) -> np.ndarray | No
     return image_files.picture_grid(pictures, ["masked", *titles, "truth"], chosen) if chosen else None
 
 
-def _write_page(path: Path, groups: Sequence[Group], rows: Sequence[dict], plot: Path, wall: Path | None) -> None:
+def _write_page(out: Path, groups: Sequence[Group], rows: Sequence[dict]) -> None:
     results = groups[0]["runs"][0]["results"]
     facts = f"{sum(len(g['runs']) for g in groups)} runs in {len(groups)} groups, tested on the same "
     facts += f"{results['images']} pictures with the mask set {results['mask_set']}"
     sections = [
         ("Results", _results_section(rows)),
-        ("Box plot", _picture(plot, "A box for each group, a point for each run, a line for each baseline. A red "
-                                    "triangle is a run far outside, with its value.")),
-        ("Test pictures", _picture(wall, "The same held-out pictures, filled by the first seed of each group.")
-         if wall else ""),
+        ("Box plot", _picture(out / PLOT, "A box for each group, a point for each run, a line for each baseline. A red "
+                                          "triangle is a run far outside, with its value.")),
+        ("Training and validation", _picture(out / CURVES, "A line for each seed; where validation rises while "
+                                                           "training falls, a run overfits.")),
+        ("Test pictures", _picture(out / WALL, "The same held-out pictures, filled by the first seed of each group.")),
         ("Config differences", _differences(groups)),
         ("Runs", _runs(groups)),
     ]  # fmt: skip
     body = "".join(f"<section><h2>{title}</h2>\n{text}</section>\n" for title, text in sections if text)
     header = f"<h1>Comparison of runs</h1><p>{html.escape(facts)}.</p>"
-    pages.write_page(path, "Comparison of runs", header, body)
+    pages.write_page(out / PAGE, "Comparison of runs", header, body)
 
 
 def _results_section(rows: Sequence[dict]) -> str:
@@ -224,6 +231,8 @@ def _results_table(rows: Sequence[dict], metrics: Sequence[str]) -> str:
 
 
 def _picture(path: Path, caption: str) -> str:
+    if not path.exists():
+        return ""
     image = pages.embedded_picture(path, PICTURE_BYTES)
     return f"<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>\n"
 

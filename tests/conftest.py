@@ -1,6 +1,8 @@
 """Shared set-up: CPU with four fake devices, and compiled programs kept between runs of the suite."""
 
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 # Before JAX is imported anywhere. Four devices on one CPU, for the tests of parallel forms.
@@ -15,6 +17,8 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 from configs import unet_cosine  # noqa: E402
+from inpaint_jax import train  # noqa: E402
+from inpaint_jax.data import pipeline  # noqa: E402
 from inpaint_jax.state import TrainState, create_state  # noqa: E402
 
 
@@ -74,3 +78,48 @@ def make_batch():
         return {"image": image, "slot": np.arange(step * examples, (step + 1) * examples, dtype=np.int32)}
 
     return make
+
+
+class CrashError(BaseException):
+    """Ends a run where it stands; not even `except Exception` would notice."""
+
+
+@pytest.fixture
+def train_with_crashes(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict]]:
+    """A function (config, workdir, crashes) -> metrics rows of a run that crashes before each of these steps."""
+    batches = pipeline.train_batches
+
+    def run(config, workdir: Path, crashes: tuple[int, ...] = ()) -> list[dict]:
+        for crash in (*crashes, None):
+            jax.clear_caches()  # as in a new process; dozens of programs kept alive in one have aborted it
+
+            def crashing(*arguments, crash=crash, **options):
+                for step, batch in enumerate(batches(*arguments, **options), options["start_step"] + 1):
+                    if step == crash:
+                        raise CrashError
+                    yield batch
+
+            monkeypatch.setattr(pipeline, "train_batches", crashing)
+            arguments = config.copy_and_resolve_references(), "crashing", workdir, False, False
+            if crash is None:
+                assert train.run_training(*arguments) == 0
+            else:
+                with pytest.raises(CrashError):
+                    train.run_training(*arguments)
+        return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+    return run
+
+
+@pytest.fixture
+def same_after_crashes(tmp_path: Path, train_with_crashes: Callable) -> Callable[..., list[dict]]:
+    """A function (config, crashes) -> metrics rows, the same with and without the crashes, as the generator is."""
+
+    def check(config, crashes: tuple[int, ...]) -> list[dict]:
+        rows = train_with_crashes(config, tmp_path / "whole")
+        assert train_with_crashes(config, tmp_path / "crashed", crashes) == rows
+        weights = [(tmp_path / name / "generator/generator.safetensors").read_bytes() for name in ("whole", "crashed")]
+        assert weights[0] == weights[1]
+        return rows
+
+    return check

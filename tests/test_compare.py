@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs import unet_cosine
-from inpaint_jax import compare, compare_page, image_files
+from inpaint_jax import compare, compare_curves, compare_page, image_files
 from inpaint_jax import config as config_module
 
 ROOT = Path(__file__).parents[1]
@@ -91,6 +91,43 @@ def test_command_writes_figures_that_numpy_finds_too(runs: Path, tmp_path: Path)
     assert page.count("data:image/png;base64,") == 2
     assert "http" not in page.replace("http-equiv", "")
     assert "optimizer.learning_rate" in page
+
+
+def test_curves_show_each_seed_and_the_gap_between_training_and_validation(runs: Path):
+    first = groups_of(runs)
+    assert compare_curves.draw_curves(first) is None, "these runs logged nothing"
+    rows = []
+    for epoch in range(1, 11):
+        rows += [{"step": epoch, "epoch": epoch, "split": "train", "loss/cosine": 0.1 if epoch > 8 else 0.3}]
+        rows += [{"step": epoch, "epoch": epoch, "split": "val", "loss/cosine": 0.2 if epoch > 8 else 0.4}]
+    for folder in ("fast/seed0", "slow/seed4"):
+        (runs / folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    groups = groups_of(runs)
+    assert compare_curves.common_term(groups) == "loss/cosine"
+    series = compare_curves.read_curves(groups[0]["runs"][0], "loss/cosine")
+    assert compare_curves.final_gap(series) == pytest.approx(2.0)
+    picture = compare_curves.draw_curves(groups)
+    colours = {tuple(pixel) for pixel in picture.reshape(-1, 3).tolist()}
+    assert {(0xD5, 0x5E, 0x00), (0x00, 0x72, 0xB2)} <= colours, "training and validation"
+    mean = compare_curves.running_mean([1.0, None, 3.0, 8.0], 3)
+    np.testing.assert_allclose(mean, [1.0, 2.0, 5.5, 5.5])
+
+
+def test_groups_without_a_loss_in_common_have_no_curves(runs: Path):
+    groups = groups_of(runs)
+    for group, weight in zip(groups, (1.0, 0.0), strict=True):
+        config = group["runs"][0]["config"]
+        for key in [key for key in config if key.startswith("losses.") and key.endswith(".weight")]:
+            config[key] = weight
+    assert compare_curves.common_term(groups) == ""
+    assert compare_curves.draw_curves(groups) is None
+
+
+def test_equal_configs_of_two_names_are_two_groups(runs: Path, tmp_path: Path):
+    write_run(tmp_path / "twin", 9, (6.0, 30.0), config="other.py:tiny")
+    assert [(g["config"], len(g["runs"])) for g in groups_of(runs / "fast", tmp_path / "twin")] == [
+        ("unet_cosine:tiny", 3), ("other:tiny", 1),
+    ]  # fmt: skip
 
 
 def test_wrong_usage_and_a_comparison_without_runs(tmp_path: Path):

@@ -1,41 +1,10 @@
 """Runs of several phases: crashes at every boundary change nothing, and stopping early changes nothing before it."""
 
-import json
-from pathlib import Path
-
 import jax
 import numpy as np
 import pytest
 
 from configs import common, unet_cosine
-from inpaint_jax import train
-from inpaint_jax.data import pipeline
-
-
-class CrashError(BaseException):
-    """Ends a run where it stands; not even `except Exception` would notice."""
-
-
-def run(config, workdir: Path, monkeypatch, crashes: tuple[int, ...] = ()) -> list[dict]:
-    """Trains, crashing before each of these steps and starting again; returns the metrics rows."""
-    batches = pipeline.train_batches
-    for crash in (*crashes, None):
-        jax.clear_caches()  # as in a new process; dozens of programs kept alive in one have aborted it
-
-        def crashing(*arguments, crash=crash, **options):
-            for step, batch in enumerate(batches(*arguments, **options), options["start_step"] + 1):
-                if step == crash:
-                    raise CrashError
-                yield batch
-
-        monkeypatch.setattr(pipeline, "train_batches", crashing)
-        if crash is None:
-            assert train.run_training(config.copy_and_resolve_references(), "phases", workdir, False, False) == 0
-        else:
-            with pytest.raises(CrashError):
-                train.run_training(config.copy_and_resolve_references(), "phases", workdir, False, False)
-    monkeypatch.setattr(pipeline, "train_batches", batches)
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
 def phases_of(rows: list[dict]) -> list[str]:
@@ -48,18 +17,6 @@ def config():
     c.optimizer.schedule, c.optimizer.warmup_fraction = "constant", 0.0
     c.checkpoint_every_steps = 1000  # so that only what a phase or a validation asks for is saved
     return c
-
-
-@pytest.fixture
-def same_after_crashes(tmp_path, monkeypatch):
-    def check(config, crashes: tuple[int, ...]) -> list[dict]:
-        rows = run(config, tmp_path / "whole", monkeypatch)
-        assert run(config, tmp_path / "crashed", monkeypatch, crashes) == rows
-        weights = [(tmp_path / name / "generator/generator.safetensors").read_bytes() for name in ("whole", "crashed")]
-        assert weights[0] == weights[1]
-        return rows
-
-    return check
 
 
 # A crash before the first step of each phase, and in the midst of one; all of them take minutes.
@@ -97,13 +54,13 @@ def test_phases_to_convergence_and_rate_reactions_go_on_exactly(config, same_aft
 
 
 @pytest.mark.slow
-def test_stopping_early_changes_nothing_before_the_stop(config, tmp_path, monkeypatch):
+def test_stopping_early_changes_nothing_before_the_stop(config, tmp_path, train_with_crashes):
     config.epochs, config.regime.monitor = 3, "loss/discriminator"
     # A discriminator that stands still has its best at once.
     config.optimizer.discriminator_rate_ratio = 0.0
-    whole = run(config, tmp_path / "whole", monkeypatch)
+    whole = train_with_crashes(config, tmp_path / "whole")
     config.patience = 1
-    stopped = run(config, tmp_path / "stopped", monkeypatch)
+    stopped = train_with_crashes(config, tmp_path / "stopped")
     assert stopped[-1]["step"] < whole[-1]["step"]
     assert stopped == whole[: len(stopped)]
 

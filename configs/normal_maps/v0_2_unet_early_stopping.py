@@ -34,4 +34,4 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.regime.keep = "best"
     c.guard.surge_factor = 5.0
     c.guard.action = "skip"
-    return common.finish(c, arg, {"quick": v0_1_unet.quick, "tiny": common.tiny})
+    return common.finish(c, arg, {"quick": v0_1_unet.quick, "tiny": v0_1_unet.tiny})

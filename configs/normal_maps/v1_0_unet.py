@@ -19,4 +19,4 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     """Returns the config; arg: "" full, "quick" minutes on a CPU, "tiny" seconds."""
     c = v0_1_unet.get_config()
     c.epochs = 300
-    return common.finish(c, arg, {"quick": v0_1_unet.quick, "tiny": common.tiny})
+    return common.finish(c, arg, {"quick": v0_1_unet.quick, "tiny": v0_1_unet.tiny})

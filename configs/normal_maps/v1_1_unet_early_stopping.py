@@ -27,4 +27,4 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.epoch_break = 25
     c.regime.monitor = "loss/generator"
     c.regime.keep = "best"
-    return common.finish(c, arg, {"quick": v0_1_unet.quick, "tiny": common.tiny})
+    return common.finish(c, arg, {"quick": v0_1_unet.quick, "tiny": v0_1_unet.tiny})

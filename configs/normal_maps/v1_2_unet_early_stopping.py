@@ -18,4 +18,4 @@ from configs.normal_maps import v0_1_unet, v1_1_unet_early_stopping
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     """Returns the config; arg: "" full, "quick" minutes on a CPU, "tiny" seconds."""
     c = v1_1_unet_early_stopping.get_config()
-    return common.finish(c, arg, {"quick": v0_1_unet.quick, "tiny": common.tiny})
+    return common.finish(c, arg, {"quick": v0_1_unet.quick, "tiny": v0_1_unet.tiny})

@@ -23,4 +23,4 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c = v1_2_unet_early_stopping.get_config()
     c.discriminator.name = "none"
     c.losses.adversarial.weight = 0.0
-    return common.finish(c, arg, {"quick": v0_1_unet.quick, "tiny": common.tiny})
+    return common.finish(c, arg, {"quick": v0_1_unet.quick, "tiny": v0_1_unet.tiny})

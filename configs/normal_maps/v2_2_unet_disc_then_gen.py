@@ -28,7 +28,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.regime.phases.fill = common.phase("generator", monitor="loss/generator")
     c.regime.sequence = ("judge", "fill")
     c.regime.repeat = True
-    return common.finish(c, arg, {"quick": quick, "tiny": common.tiny})
+    return common.finish(c, arg, {"quick": quick, "tiny": v0_1_unet.tiny})
 
 
 def quick(c: ml_collections.ConfigDict) -> None:
