@@ -32,9 +32,10 @@ _ALLOWED = {
     "data.normal_y": ("up", "down", "mixed"),
     "data.fit": ("resize", "crop"),
     "task.fill": ("zero", "mean", "flat_normal", "harmonic"),
+    "task.view": ("full", "window"),
     "task.value_range": ((-1.0, 1.0), (0.0, 1.0)),
     "generator.normalisation": ("batch", "instance", "none"),
-    "generator.output": ("unit", "tanh"),
+    "generator.output": ("unit", "tanh", "linear"),
     "discriminator.normalisation": ("batch", "instance", "none"),
     "discriminator.sees": ("completed", "output"),
     "discriminator.condition": ("none", "input"),
@@ -70,6 +71,24 @@ _AT_MOST = {
     "evaluation.samples": 1000,
 }
 _LARGEST_SPLIT = 10_000_000
+# What the networks can be: the values of an option that each admits (every value where none are named), and what the
+# sides of its input must be multiples of; 0 = powers of two.
+_NO_OPTIONS = {"generator.refine": (0,), "generator.residual": (False,)}
+_NETWORKS = {
+    "unet": {"generator.output": ("unit", "tanh")},
+    "attention_unet": _NO_OPTIONS
+    | {"generator.output": ("tanh",), "generator.normalisation": ("none",), "generator.skips": (True,)},
+    "completion": _NO_OPTIONS | {"generator.output": ("linear", "tanh"), "generator.skips": (False,)},
+    "pooling_unet": _NO_OPTIONS
+    | {"generator.output": ("tanh",), "generator.normalisation": ("none",), "generator.skips": (True,)},
+    "encoder_decoder": _NO_OPTIONS
+    | {"generator.output": ("linear",), "generator.normalisation": ("batch",), "generator.skips": (False,)},
+    "patchgan": {"discriminator.views": (("full",), ("window",))},
+    "small_patch": {"discriminator.views": (("full",), ("window",))},
+    "local_global": {"discriminator.views": (("full", "window"),)},
+}
+SIZE_MULTIPLES = {"unet": 0, "attention_unet": 8, "completion": 4, "pooling_unet": 8, "encoder_decoder": 1}
+SMALLEST_SIDE = 32
 # What a field's default is -> what its value must be, and in words.
 _TYPES = {
     bool: (bool, "True or False"),
@@ -98,6 +117,9 @@ _RANGES = {
     "optimizer.warmup_fraction": (0.0, 1.0),
     "optimizer.final_fraction": (0.0, 1.0),
     "ema_decay": (0.0, 0.9999999),
+    "task.window": (0.0, 1.0),
+    "discriminator.real_label": (0.5, 1.0),
+    "discriminator.accuracy_limit": (0.0, 1.0),
     "guard.surge_factor": (0.0, 1e6),
     "regime.reaction_factor": (0.0, 1e3),
 }
@@ -198,8 +220,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     for key in ("data.split_counts", "data.embedded_counts"):
         if min(flat[key]) < 0 or max(flat[key]) > _LARGEST_SPLIT:
             raise ValueError(f"config.{key} = {tuple(flat[key])}: each must be from 0 to {_LARGEST_SPLIT}")
-    if config.image_size & (config.image_size - 1) or config.image_size < 32:
-        raise ValueError(f"config.image_size = {config.image_size}: must be a power of two of at least 32")
+    _validate_networks(config, flat)
     if config.generator.output == "unit" and tuple(config.task.value_range) != (-1.0, 1.0):
         raise ValueError(
             f"config.task.value_range = {tuple(config.task.value_range)} does not hold unit vectors: use (-1.0, 1.0), "
@@ -210,6 +231,28 @@ def validate(config: ml_collections.ConfigDict) -> None:
         if not low <= flat[key] <= high:
             raise ValueError(f"config.{key} = {flat[key]}: must be from {low:g} to {high}")
     _validate_loss_terms(config)
+
+
+def _validate_networks(config: ml_collections.ConfigDict, flat: dict[str, Any]) -> None:
+    """Checks the image size and the options that the chosen networks do not have; unknown names are their builders'."""
+    size, name = config.image_size, config.generator.name
+    multiple = SIZE_MULTIPLES.get(name, 1)
+    power = not multiple or config.task.fill == "harmonic" or config.discriminator.name == "local_global"
+    if size < SMALLEST_SIDE or (power and size & (size - 1)):
+        kind = "a power of two" if power else "a number"
+        raise ValueError(f"config.image_size = {size}: must be {kind} of at least {SMALLEST_SIDE}")
+    side = round(config.task.window * size) if config.task.view == "window" else size
+    if multiple and side % multiple:
+        what = "window of config.task.window" if config.task.view == "window" else "config.image_size"
+        raise ValueError(f"{what} = {side} pixels: {name} takes multiples of {multiple}")
+    for network, key in ((name, "generator.name"), (config.discriminator.name, "discriminator.name")):
+        for option, admitted in _NETWORKS.get(network, {}).items():
+            value = tuple(flat[option]) if isinstance(flat[option], list) else flat[option]
+            if value not in admitted:
+                raise ValueError(
+                    f"config.{option} = {value!r} does not fit config.{key} = {network!r}: use "
+                    f"{' or '.join(map(repr, admitted))}"
+                )
 
 
 def _validate_fields(config: ml_collections.ConfigDict) -> None:

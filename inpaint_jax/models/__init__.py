@@ -6,7 +6,13 @@ import flax.linen as nn
 import jax.numpy as jnp
 import ml_collections
 
+from inpaint_jax.config import SIZE_MULTIPLES
+from inpaint_jax.models.attention_unet import AttentionUNet
+from inpaint_jax.models.completion import CompletionNetwork
+from inpaint_jax.models.landscapes import EncoderDecoder, PoolingUNet
+from inpaint_jax.models.local_global import LocalGlobalDiscriminator
 from inpaint_jax.models.patchgan import PatchGAN
+from inpaint_jax.models.small_patch import SmallPatchDiscriminator
 from inpaint_jax.models.unet import UNet
 
 
@@ -33,9 +39,61 @@ def _patchgan(config: ml_collections.ConfigDict, axis_name: str | None) -> nn.Mo
     )
 
 
+def _attention_unet(config: ml_collections.ConfigDict, axis_name: str | None) -> nn.Module:
+    del axis_name  # it has no batch statistics
+    return AttentionUNet(width=config.generator.width, dtype=jnp.dtype(config.dtype))
+
+
+def _completion(config: ml_collections.ConfigDict, axis_name: str | None) -> nn.Module:
+    return CompletionNetwork(
+        width=config.generator.width,
+        norm=config.generator.normalisation,
+        output=config.generator.output,
+        dtype=jnp.dtype(config.dtype),
+        axis_name=axis_name,
+    )
+
+
+def _pooling_unet(config: ml_collections.ConfigDict, axis_name: str | None) -> nn.Module:
+    del axis_name  # it has no batch statistics
+    return PoolingUNet(width=config.generator.width, dtype=jnp.dtype(config.dtype))
+
+
+def _encoder_decoder(config: ml_collections.ConfigDict, axis_name: str | None) -> nn.Module:
+    return EncoderDecoder(width=config.generator.width, dtype=jnp.dtype(config.dtype), axis_name=axis_name)
+
+
+def _small_patch(config: ml_collections.ConfigDict, axis_name: str | None) -> nn.Module:
+    return SmallPatchDiscriminator(
+        width=config.discriminator.width,
+        norm=config.discriminator.normalisation,
+        dtype=jnp.dtype(config.dtype),
+        axis_name=axis_name,
+    )
+
+
+def _local_global(config: ml_collections.ConfigDict, axis_name: str | None) -> nn.Module:
+    return LocalGlobalDiscriminator(
+        width=config.discriminator.width,
+        norm=config.discriminator.normalisation,
+        dtype=jnp.dtype(config.dtype),
+        axis_name=axis_name,
+    )
+
+
 Builder = Callable[[ml_collections.ConfigDict, str | None], nn.Module]
-GENERATORS: dict[str, Builder] = {"unet": _unet}
-DISCRIMINATORS: dict[str, Builder] = {"patchgan": _patchgan}
+GENERATORS: dict[str, Builder] = {
+    "unet": _unet,
+    "attention_unet": _attention_unet,
+    "completion": _completion,
+    "pooling_unet": _pooling_unet,
+    "encoder_decoder": _encoder_decoder,
+}
+DISCRIMINATORS: dict[str, Builder] = {
+    "patchgan": _patchgan,
+    "small_patch": _small_patch,
+    "local_global": _local_global,
+}
 
 
 def build_generator(config: ml_collections.ConfigDict, axis_name: str | None = None) -> nn.Module:
@@ -64,7 +122,7 @@ def build_discriminator(config: ml_collections.ConfigDict, axis_name: str | None
 
 def size_multiple(config: ml_collections.ConfigDict) -> int:
     """Returns what the height and width of a picture must be multiples of for the generator to take it."""
-    return config.image_size
+    return SIZE_MULTIPLES.get(config.generator.name, 1) or config.image_size
 
 
 def _lookup(known: dict[str, Builder], what: str, name: str) -> Builder:
