@@ -95,13 +95,10 @@ def evaluate(
 
 
 def means(per_image: PerImage, chosen: np.ndarray | None = None) -> dict[str, float]:
-    """Returns the mean over images, or over the chosen ones; empty if none is chosen."""
+    """Returns `metrics.mean_metrics` of all images, or of the chosen ones; empty if none is chosen."""
     if chosen is not None and not chosen.any():
         return {}
-    return {
-        name: float(np.mean(values if chosen is None else values[chosen], dtype=np.float64))
-        for name, values in per_image.items()
-    }
+    return metrics.mean_metrics({n: values if chosen is None else values[chosen] for n, values in per_image.items()})
 
 
 def evaluate_baseline(

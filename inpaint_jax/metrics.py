@@ -1,9 +1,11 @@
-"""Image metrics, computed per image on the device: PSNR, SSIM, L1, sharpness and the angular error of normal maps.
+"""Image metrics, computed per image on the device: PSNR, SSIM, L1, sharpness, seams and the angle of normals.
 
 Every function is pure, takes a batch and returns one number per image, so that the caller can average over
 images of any number of batches and give padding a weight of zero. An image without a hole gets the score of a
 perfect one in the hole forms: it is finite, and nothing was asked of the model there.
 """
+
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +19,14 @@ SSIM_SIGMA = 1.5  # pixels
 SSIM_K1 = 0.01
 SSIM_K2 = 0.03
 
-# Differences of neighbouring pixels below a step of 8 bits say nothing about sharpness.
-GRADIENT_FLOOR = 1.0 / 255.0
+# Ratios of means over images, and what they are made of: prediction / truth. A picture that is nearly flat has next to
+# no gradients, so that a ratio of its own would be noise, and would outweigh those of pictures with structure.
+RATIOS = {
+    "gradient_ratio_hole": ("gradient_hole", "true_gradient_hole"),
+    "seam_ratio_hole": ("seam_hole", "true_seam_hole"),
+}
+
+_NO_GRADIENT = 1e-9
 
 # Which direction is better; see `direction_of`. A metric that is not here has none, such as a ratio that should be 1.
 METRIC_DIRECTION = {
@@ -196,33 +204,29 @@ def angular_error_deg(prediction: jax.Array, target: jax.Array, region: jax.Arra
     return region_mean(angle, region, empty=0.0)
 
 
-def gradient_ratio(prediction: jax.Array, target: jax.Array, region: jax.Array) -> jax.Array:
-    """Computes how steep the prediction is in a region, relative to the target: a measure of sharpness.
-
-    The steepness is the mean absolute difference of pixels side by side or one above the other, over all channels and
-    those pairs that lie in the region with both pixels, so that a visible seam does not count as sharpness.
+def steepness(image: jax.Array, mask: jax.Array, both: bool) -> jax.Array:
+    """Computes the mean absolute difference of neighbouring pixels in the hole, or across its border.
 
     Args:
-        prediction: float32 (B, H, W, C) in [0, 1].
-        target: float32 (B, H, W, C) in [0, 1].
-        region: float32 (B, H, W, 1), 1 where a pixel counts.
+        image: float32 (B, H, W, C) in [0, 1].
+        mask: float32 (B, H, W, 1), 1 = hole, 0 = known.
+        both: True takes pairs, side by side or one above the other, that lie in the hole with both pixels, which shows
+            how sharp a fill is; False those with exactly one, which shows how much the outline of the hole is seen.
 
     Returns:
-        float32 (B,), above 0: 1 as sharp as the target, below 1 blurred, above 1 noisy; 1 where no pair counts.
+        float32 (B,) in [0, 1], over all channels; 0 where there is no such pair.
     """
-    across, down = region[:, :, 1:] * region[:, :, :-1], region[:, 1:] * region[:, :-1]
-    pairs = (jnp.sum(across, axis=(1, 2, 3)) + jnp.sum(down, axis=(1, 2, 3))) * target.shape[-1]
-
-    def steepness(images: jax.Array) -> jax.Array:
-        total = jnp.sum(jnp.abs(jnp.diff(images, axis=2)) * across, axis=(1, 2, 3))
-        total += jnp.sum(jnp.abs(jnp.diff(images, axis=1)) * down, axis=(1, 2, 3))
-        return total / jnp.maximum(pairs, 1.0)
-
-    return (steepness(prediction) + GRADIENT_FLOOR) / (steepness(target) + GRADIENT_FLOOR)
+    total = pairs = 0.0
+    for axis in (1, 2):
+        first, second = (jax.lax.slice_in_dim(mask, a, mask.shape[axis] - 1 + a, axis=axis) for a in (0, 1))
+        chosen = first * second if both else jnp.abs(first - second)
+        total += jnp.sum(jnp.abs(jnp.diff(image, axis=axis)) * chosen, axis=(1, 2, 3))
+        pairs += jnp.sum(chosen, axis=(1, 2, 3)) * image.shape[-1]
+    return total / jnp.maximum(pairs, 1.0)
 
 
 def image_metrics(prediction: jax.Array, target: jax.Array, mask: jax.Array, normal_maps: bool) -> dict[str, jax.Array]:
-    """Computes all metrics of a batch, one number per image; average them over images.
+    """Computes all metrics of a batch, one number per image; `mean_metrics` averages them over images.
 
     Args:
         prediction: float32 (B, H, W, 3) in [0, 1], H and W at least 11.
@@ -232,7 +236,7 @@ def image_metrics(prediction: jax.Array, target: jax.Array, mask: jax.Array, nor
 
     Returns:
         float32 (B,) per name; `direction_of` says which direction is better. An image without a hole gets the
-        score of a perfect one in the hole forms: 100 dB, SSIM 1, L1 0, gradient ratio 1, 0 degrees.
+        score of a perfect one in the hole forms: 100 dB, SSIM 1, L1 0, 0 degrees, no gradients.
 
     Raises:
         ValueError: the images are smaller than the SSIM window.
@@ -246,8 +250,26 @@ def image_metrics(prediction: jax.Array, target: jax.Array, mask: jax.Array, nor
         "ssim_hole": ssim_hole(similarity, mask),
         "l1_full": l1(prediction, target, everywhere),
         "l1_hole": l1(prediction, target, mask),
-        "gradient_ratio_hole": gradient_ratio(prediction, target, mask),
     }
+    for (ours, true), both in zip(RATIOS.values(), (True, False), strict=True):
+        metrics |= {ours: steepness(prediction, mask, both), true: steepness(target, mask, both)}
     if normal_maps:
         metrics["angular_error_deg_hole"] = angular_error_deg(prediction, target, mask)
     return metrics
+
+
+def mean_metrics(per_image: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Returns the mean of every value over the images, and of each pair in `RATIOS` the ratio of the two means instead.
+
+    Args:
+        per_image: `{name: (N,)}`, N at least 1.
+
+    Returns:
+        A ratio is 1 where the fills are as steep as the truth, below 1 where they are blurred (or the border is), above
+        1 where they are noisy (or the seam shows), and 1 where neither has any gradients.
+    """
+    values = {name: float(np.mean(v, dtype=np.float64)) for name, v in per_image.items()}
+    for ratio, (ours, true) in RATIOS.items():
+        if ours in values:
+            values[ratio] = (values.pop(ours) + _NO_GRADIENT) / (values.pop(true) + _NO_GRADIENT)
+    return values

@@ -18,6 +18,7 @@ METRICS = {
     "ssim_hole": ("hole SSIM", "1 = equal", 4),
     "l1_hole": ("hole L1", "of the value range", 4),
     "gradient_ratio_hole": ("hole sharpness", "gradients / true ones", 3),
+    "seam_ratio_hole": ("hole seam", "border gradients / true ones", 3),
     "psnr_db_full": ("whole-image PSNR", "dB", 2),
     "ssim_full": ("whole-image SSIM", "1 = equal", 4),
     "l1_full": ("whole-image L1", "of the value range", 4),

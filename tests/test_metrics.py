@@ -12,7 +12,8 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from inpaint_jax import metrics
 
 SIZE = (24, 40)
-HOLE_KEYS = ("psnr_db_hole", "ssim_hole", "l1_hole", "gradient_ratio_hole", "angular_error_deg_hole")
+HOLE_KEYS = ("psnr_db_hole", "ssim_hole", "l1_hole", "angular_error_deg_hole")
+GRADIENTS = {name for pair in metrics.RATIOS.values() for name in pair}
 PERFECT = {
     "psnr_db_full": 100.0,
     "psnr_db_hole": 100.0,
@@ -20,7 +21,6 @@ PERFECT = {
     "ssim_hole": 1.0,
     "l1_full": 0.0,
     "l1_hole": 0.0,
-    "gradient_ratio_hole": 1.0,
     "angular_error_deg_hole": 0.0,
 }
 compute = jax.jit(functools.partial(metrics.image_metrics, normal_maps=True))
@@ -44,11 +44,11 @@ def example(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return prediction, target, mask
 
 
-def reference_gradient_ratio(prediction: np.ndarray, target: np.ndarray, hole: np.ndarray) -> float:
+def reference_steepness(image: np.ndarray, hole: np.ndarray, in_hole: int) -> float:
+    """The mean difference over pairs of neighbours of which `in_hole` lie in the hole."""
     pairs = [((y, x), (y + dy, x + dx)) for y, x in np.ndindex(*SIZE) for dy, dx in ((0, 1), (1, 0))]
-    inside = [(a, b) for a, b in pairs if b[0] < SIZE[0] and b[1] < SIZE[1] and hole[a] and hole[b]]
-    ours, true = (np.mean([np.abs(v[a] - v[b]) for a, b in inside]) for v in (prediction, target))
-    return (ours + 1 / 255) / (true + 1 / 255)
+    pairs = [(a, b) for a, b in pairs if b[0] < SIZE[0] and b[1] < SIZE[1] and int(hole[a]) + int(hole[b]) == in_hole]
+    return np.mean([np.abs(image[a] - image[b]) for a, b in pairs])
 
 
 def reference_ssim(prediction: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray]:
@@ -86,7 +86,10 @@ def test_full_and_hole_forms_agree_with_scikit_image_and_numpy():
             "ssim_hole": similarity_map[hole].mean(),
             "l1_full": np.abs(p - t).mean(),
             "l1_hole": np.abs(p - t)[hole].mean(),
-            "gradient_ratio_hole": reference_gradient_ratio(p, t, hole),
+            "gradient_hole": reference_steepness(p, hole, in_hole=2),
+            "true_gradient_hole": reference_steepness(t, hole, in_hole=2),
+            "seam_hole": reference_steepness(p, hole, in_hole=1),
+            "true_seam_hole": reference_steepness(t, hole, in_hole=1),
             "angular_error_deg_hole": reference_angle(p, t)[hole].mean(),
         }
         assert result.keys() == expected.keys()
@@ -176,13 +179,39 @@ def test_small_angles_keep_their_digits(exponent, seed):
     assert angle[0] == pytest.approx(reference_angle(prediction, target).mean(), rel=1e-3)
 
 
-def test_the_gradient_ratio_is_below_one_for_a_blurred_fill_and_blind_to_the_seam():
+def ratios(prediction: np.ndarray, target: np.ndarray, mask: np.ndarray) -> tuple[float, float]:
+    values = metrics.mean_metrics(jax.device_get(compute(prediction, target, mask)))
+    assert not GRADIENTS & set(values)
+    return values["gradient_ratio_hole"], values["seam_ratio_hole"]
+
+
+def test_ratios_of_a_blurred_a_noisy_and_a_shifted_fill():
+    prediction, target, mask = example(seed=3)
+    flat = np.where(mask == 1, np.float32(0.5), target)
+    assert ratios(flat, target, mask)[0] < 0.01
+    assert ratios(np.where(mask == 1, prediction, target), target, mask)[0] > 1.2
+    # A step at the outline of a block alone, which leaves everything inside as it was.
+    block = np.zeros_like(mask)
+    block[:, 6:18, 10:30] = 1
+    inside, seam = ratios(target + np.float32(0.3) * block, target, block)
+    assert inside == pytest.approx(1, abs=1e-5)
+    assert seam > 2
+    assert ratios(target, target, mask) == (1, 1)
+
+
+def test_ratios_of_pictures_without_gradients_or_pairs_are_one():
     _, target, mask = example(seed=3)
-    flat = np.full_like(target, 0.5)
-    assert (metrics.gradient_ratio(flat, target, mask) < 0.9).all()
-    # What lies outside makes a seam with the hole, and no pair inside it.
-    outside = np.where(mask == 1, target, 0).astype(np.float32)
-    np.testing.assert_allclose(metrics.gradient_ratio(outside, target, mask), 1, rtol=1e-6)
+    assert ratios(0 * target, 0 * target, mask) == (1, 1)
+    assert ratios(0 * target, target, np.zeros_like(mask)) == (1, 1)
+    assert ratios(target, target, np.ones_like(mask)) == (1, 1)
+
+
+def test_nearly_flat_pictures_do_not_outweigh_those_with_structure():
+    _, target, mask = example(seed=3)
+    target[1:] = 0.5 + 0.001 * (target[1:] - 0.5)
+    fill = target.copy()
+    fill[0], fill[1:] = 0.5, 0.5 + 3 * (target[1:] - 0.5)  # the picture flat, the flat ones three times as steep
+    assert ratios(fill, target, mask)[0] < 0.02
 
 
 @given(seed=st.integers(0, 2**31))
@@ -204,7 +233,7 @@ def test_metrics_are_finite_ordered_and_blind_to_known_pixels_in_hole_forms(seed
 def test_photographs_have_no_angular_error_and_directions_cover_every_metric():
     prediction, target, mask = example(seed=6)
     names = set(jax.eval_shape(functools.partial(metrics.image_metrics, normal_maps=False), prediction, target, mask))
-    assert names | {"angular_error_deg_hole"} == {*metrics.METRIC_DIRECTION, "gradient_ratio_hole"}
+    assert names | {"angular_error_deg_hole"} == metrics.METRIC_DIRECTION.keys() | GRADIENTS
     assert "angular_error_deg_hole" not in names
 
 
