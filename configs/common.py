@@ -64,7 +64,8 @@ def _data() -> ml_collections.ConfigDict:
     c.skip_bad = 0  # so many unreadable files are left out with a warning; one more is an error
     c.reader_threads = 2  # threads that decode or render examples
     c.cache_megabytes = 2048  # decoded pictures of a split stay in memory if all fit in here; 0 = decode each time
-    c.augment = True  # random flips and quarter turns on the device
+    c.augment = True  # random left-right flips and quarter turns on the device
+    c.turns = True  # False: flips alone, for pictures that have an upper side, such as faces
     return c
 
 
@@ -90,6 +91,8 @@ def _task() -> ml_collections.ConfigDict:
     c = ml_collections.ConfigDict()
     c.inputs = ("masked", "mask")  # what the generator sees, from: masked, mask, mask3, luminance
     c.fill = "zero"  # what holes of the masked input hold: zero | mean | flat_normal | harmonic
+    c.view = "full"  # what the generator works on: full | window (around the hole, pasted back)
+    c.window = 0.0  # side of the square window around the hole / side of the image; 0 = none
     c.value_range = (-1.0, 1.0)  # of images inside the networks: (-1, 1) or (0, 1)
     return c
 
@@ -97,24 +100,27 @@ def _task() -> ml_collections.ConfigDict:
 def _generator() -> ml_collections.ConfigDict:
     """The network that fills."""
     c = ml_collections.ConfigDict()
-    c.name = "unet"
+    c.name = "unet"  # unet | attention_unet | completion | pooling_unet | encoder_decoder; not each has every option
     c.width = 64  # features of the outermost level
     c.skips = True  # False: bowtie
     c.normalisation = "batch"  # batch | instance | none
     c.refine = 0  # features of a last full-resolution level that sees the input again; 0 = as published
     c.residual = False  # the network's answer is added to the masked input, filled as task.fill says
-    c.output = "unit"  # unit (tanh, then L2 over channels) | tanh
+    c.output = "unit"  # unit (tanh, then L2 over channels) | tanh | linear (clipped where it is shown)
     return c
 
 
 def _discriminator() -> ml_collections.ConfigDict:
     """The network that judges."""
     c = ml_collections.ConfigDict()
-    c.name = "patchgan"  # patchgan | none (generator only)
+    c.name = "patchgan"  # patchgan | small_patch | local_global | none (generator only)
     c.width = 64  # features of the first layer
     c.normalisation = "batch"  # batch | instance | none
     c.sees = "completed"  # completed (known pixels from the original) | output (the raw output)
+    c.views = ("full",)  # what it judges: full, window (around the hole), or both, which "local_global" takes
     c.condition = "none"  # none | input: the generator's input beside the image
+    c.real_label = 1.0  # its target for real images; 0.9 = one-sided label smoothing
+    c.accuracy_limit = 1.0  # its update is left out while more of its judgements than this are right; 1 = never
     return c
 
 
@@ -218,6 +224,14 @@ def quick(config: ml_collections.ConfigDict) -> None:
     config.data.embedded_counts = (4000, 256, 256)
     config.evaluation.val_limit = 128
     config.sample_every_epochs = 3
+
+
+def quick_photographs(config: ml_collections.ConfigDict) -> None:
+    """Shrinks a config for photographs to minutes on two CPU cores, on windows of embedded photographs."""
+    quick(config)
+    config.data.source = "bundled_photos"
+    config.data.name = config.data.path = ""
+    config.data.split_counts = (0, 0, 0)
 
 
 def tiny(config: ml_collections.ConfigDict) -> None:

@@ -59,17 +59,20 @@ def rotate_quarter(image: jax.Array, turns: int | jax.Array, normal_y: str = "no
     return jnp.stack([*turned, image[..., 2]], axis=-1)
 
 
-def augment(key: jax.Array, image: jax.Array, normal_y: str = "none") -> jax.Array:
+def augment(key: jax.Array, image: jax.Array, normal_y: str = "none", turns: bool = True) -> jax.Array:
     """Apply one of the eight flips and quarter turns of a square image, each equally likely; vmap it for a batch.
 
     Args:
       key: one JAX key.
       image: float32 (S, S, 3) in [-1, 1].
       normal_y: "none" for photographs; "up" or "down" for normal maps, whose vectors turn with the picture.
+      turns: False leaves it at the left-right flip, for pictures that have an upper side, such as faces.
 
     Raises:
       ValueError: as `rotate_quarter`.
     """
     variant = jax.random.randint(key, (), 0, 8)
     image = jnp.where(variant >= 4, flip_left_right(image, normal_y), image)
+    if not turns:
+        return image
     return rotate_quarter(image, variant % 4, normal_y)

@@ -1,7 +1,9 @@
 """Both networks in words: parameters per block and floating-point operations of an image."""
 
 import json
+import math
 from collections import Counter
+from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
@@ -12,27 +14,30 @@ from inpaint_jax import models, state, task
 from inpaint_jax.models.layers import Conv, ConvTranspose
 
 
-def forward_gflops(module: nn.Module, height: int, width: int, channels: int) -> float:
-    """Returns 10^9 floating-point operations of one image's forward pass: the multiply-adds of its convolutions, x2.
+def forward_gflops(module: nn.Module, shapes: tuple | Mapping[str, tuple]) -> float:
+    """Returns 10^9 floating-point operations of one image's forward pass: multiply-adds of convolutions and dense, x2.
 
     Counted of the plain formulation, so that the figure does not depend on how a layer is computed.
+
+    Args:
+        shapes: (H, W, C) of the module's input, or a mapping of such, as `task.input_shapes` returns them.
     """
     total = Counter()
 
     def count(next_call, args, kwargs, context):
         output = next_call(*args, **kwargs)
         layer = context.module
-        if context.method_name == "__call__" and isinstance(layer, Conv | ConvTranspose):
+        if context.method_name == "__call__" and isinstance(layer, Conv | ConvTranspose | nn.Dense):
             kernel = layer.variables["params"]["kernel"]
-            # Each kernel element is used once per output position of a convolution, per input position of a
-            # transposed one.
-            positions = output if isinstance(layer, Conv) else args[0]
-            total["flops"] += 2 * kernel.size * positions.shape[1] * positions.shape[2]
+            # Each kernel element is used once per output position of a convolution or a dense layer, per input
+            # position of a transposed one.
+            positions = args[0] if isinstance(layer, ConvTranspose) else output
+            total["flops"] += 2 * kernel.size * math.prod(positions.shape[1:-1])
         return output
 
     def initialise() -> None:
         with nn.intercept_methods(count):
-            module.init(jax.random.key(0), jax.numpy.zeros((1, height, width, channels)), train=False)
+            module.init(jax.random.key(0), state.zeros(shapes), train=False)
 
     jax.eval_shape(initialise)
     return total["flops"] / 1e9
@@ -46,11 +51,11 @@ def network_figures(config: ml_collections.ConfigDict) -> dict[str, float]:
     """
     shapes = jax.eval_shape(lambda: state.initial_variables(config))
     counts = {name: sum(x.size for x in jax.tree.leaves(v["params"])) for name, v in shapes.items()}
-    size = config.image_size
-    generator = forward_gflops(models.build_generator(config), size, size, task.input_channels(config))
+    shapes = task.input_shapes(config)
+    generator = forward_gflops(models.build_generator(config), shapes["generator"])
     discriminator = 0.0
     if (module := models.build_discriminator(config)) is not None:
-        discriminator = forward_gflops(module, size, size, state.discriminator_channels(config))
+        discriminator = forward_gflops(module, shapes["discriminator"])
     return {
         "generator_parameters": counts["generator"],
         "discriminator_parameters": counts.get("discriminator", 0),

@@ -1,5 +1,6 @@
 """Using a trained generator on a picture of any size."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -28,14 +29,18 @@ class Inpainter:
     """Fills holes with a saved generator: `Inpainter.load(folder)(image, mask)`.
 
     A picture of the native size or smaller is padded by mirroring; a larger one goes through in overlapping tiles,
-    because the innermost kernels of a U-Net have only ever seen the native size.
+    because the innermost kernels of a U-Net have only ever seen the native size. A generator that works on the window
+    around a hole (`config.task.view`) gets a window for each connected hole instead.
     """
 
     def __init__(self, config, variables: dict):
-        self.size = config.image_size
+        self._window = config.task.view == "window"
+        self.size = task.window_side(config) if self._window else config.image_size
         self._normal_maps = config.data.kind == "normal_maps"
         self._variables = variables
         generator = models.build_generator(config)
+        config = config.copy_and_resolve_references()
+        config.task.view = "full"  # windows are cut here, where the picture's own borders are known
 
         def fill(variables: dict, image: jax.Array, mask: jax.Array) -> jax.Array:
             seen = task.generator_input(config, task.to_value_range(image, config.task.value_range), mask)
@@ -77,26 +82,44 @@ class Inpainter:
             return image.copy()
         pad = [(0, max(0, self.size - height)), (0, max(0, self.size - width))]
         padded = np.pad(image, [*pad, (0, 0)], mode="symmetric")
-        filled = self._tiles(padded, np.pad(hole, pad, mode="symmetric"))[:height, :width]
+        starts = self._hole_windows if self._window else self._tile_grid
+        filled = self._tiles(padded, np.pad(hole, pad, mode="symmetric"), starts)[:height, :width]
         if self._normal_maps:
             vectors = filled * 2.0 - 1.0
             filled = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-6) / 2.0 + 0.5
         filled = np.round(filled * 255.0).astype(np.uint8)
         return np.where(hole[..., None], filled, image)
 
-    def _tiles(self, image: np.ndarray, hole: np.ndarray) -> np.ndarray:
+    def _tile_grid(self, hole: np.ndarray) -> list[tuple[int, int]]:
+        rows, columns = (tile_starts(length, self.size) for length in hole.shape)
+        return [(top, left) for top in rows for left in columns]
+
+    def _hole_windows(self, hole: np.ndarray) -> list[tuple[int, int]]:
+        """Returns where the window of each connected hole begins: centred on it and moved inside the picture."""
+        _, _, boxes, _ = cv2.connectedComponentsWithStats(hole.astype(np.uint8), connectivity=8)
+        starts = []
+        for left, top, width, height, _ in boxes[1:]:  # the first is what is no hole
+            if max(width, height) > self.size:
+                raise ValueError(
+                    f"a hole is {width}x{height} pixels, and this model fills holes within {self.size}x{self.size}: "
+                    "use a model that works on whole pictures"
+                )
+            place = ((top, height, hole.shape[0]), (left, width, hole.shape[1]))
+            starts.append(tuple(min(max(0, (2 * a + n - self.size) // 2), side - self.size) for a, n, side in place))
+        return starts
+
+    def _tiles(self, image: np.ndarray, hole: np.ndarray, starts: Callable) -> np.ndarray:
         """Returns float32 (H, W, 3) in [0, 1], meaningful at the holes."""
         size, weight = self.size, _feather(self.size)
         total, weights_sum = np.zeros(image.shape, np.float32), np.full((*hole.shape, 1), 1e-12, np.float32)
-        for top in tile_starts(hole.shape[0], size):
-            for left in tile_starts(hole.shape[1], size):
-                window = np.s_[top : top + size, left : left + size]
-                if not hole[window].any():
-                    continue
-                mask = jnp.asarray(hole[window], jnp.float32)[None, ..., None]
-                output = np.asarray(self._fill(self._variables, image[window][None], mask)[0])
-                total[window] += output * weight
-                weights_sum[window] += weight
+        for top, left in starts(hole):
+            window = np.s_[top : top + size, left : left + size]
+            if not hole[window].any():
+                continue
+            mask = jnp.asarray(hole[window], jnp.float32)[None, ..., None]
+            output = np.asarray(self._fill(self._variables, image[window][None], mask)[0])
+            total[window] += output * weight
+            weights_sum[window] += weight
         return total / weights_sum
 
 

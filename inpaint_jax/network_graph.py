@@ -13,6 +13,7 @@ from jax.extend.core import Literal
 Blocks = dict[str, dict]
 Edge = tuple[str, str]
 Edges = list[Edge]
+Example = jax.ShapeDtypeStruct | dict[str, jax.ShapeDtypeStruct]
 
 # With fewer blocks than the first, what they consist of is shown, unless that were more than the second: a
 # discriminator of two branches would be three boxes otherwise.
@@ -22,7 +23,7 @@ _MARK = "block_of_the_graph_"
 _OPERATIONS = {"concatenate": "concat", "add_any": "add", "dot_general": "matmul", "select_n": "select"}
 
 
-def block_graph(module: nn.Module, height: int, width: int, channels: int) -> tuple[Blocks, Edges]:
+def block_graph(module: nn.Module, shapes: tuple | Mapping[str, tuple]) -> tuple[Blocks, Edges]:
     """Returns the blocks of a network and the flow of data between them, as one evaluation pass really runs.
 
     Blocks are the modules directly below `module` (their own ones where there are fewer than FEW_BLOCKS), "input" and
@@ -30,8 +31,8 @@ def block_graph(module: nn.Module, height: int, width: int, channels: int) -> tu
     block before it. Nothing is computed or compiled.
 
     Args:
-        module: takes float32 (1, height, width, channels), and train=False where it has such an argument.
-        height, width, channels: of its input, in pixels.
+        module: takes float32 (1, H, W, C), or a mapping of such, and train=False where it has such an argument.
+        shapes: (H, W, C) of its input, or a mapping of such.
 
     Returns:
         blocks: in the order of the pass, name -> label, a short name; kind, its class, or input | output | operation |
@@ -40,22 +41,28 @@ def block_graph(module: nn.Module, height: int, width: int, channels: int) -> tu
         edges: pairs of names, source first.
     """
     keywords = {"train": False} if "train" in inspect.signature(type(module).__call__).parameters else {}
-    example = jax.ShapeDtypeStruct((1, height, width, channels), np.float32)
+    several = shapes if isinstance(shapes, Mapping) else {"": shapes}
+    examples = {name: jax.ShapeDtypeStruct((1, *shape), np.float32) for name, shape in several.items()}
+    example = examples if isinstance(shapes, Mapping) else examples[""]
     modules = []
 
     def record(call, args, kwargs, context):
         modules.append(context.module.path)
         return call(*args, **kwargs)
 
-    def initialise(example: jax.Array) -> dict:
+    def initialise(example: Example) -> dict:
         with nn.intercept_methods(record):
             return module.init(jax.random.key(0), example, **keywords)
 
     variables = jax.eval_shape(initialise, example)
     calls, jaxpr = _trace(module, _block_paths(modules), variables, example, keywords)
     blocks, edges = {}, []
-    sources = {jaxpr.invars[-1]: _add(blocks, "input", "input", (height, width, channels))}
-    sources |= _count_parameters(jaxpr.invars[:-1], variables, calls, blocks)
+    # JAX orders the leaves of a mapping by name.
+    sources = {
+        variable: _add(blocks, f"input {name}".strip(), "input", several[name])
+        for variable, name in zip(jaxpr.invars[-len(several) :], sorted(several), strict=True)
+    }
+    sources |= _count_parameters(jaxpr.invars[: -len(several)], variables, calls, blocks)
     _follow(jaxpr, sources, calls, blocks, edges)
     for call in calls:
         if call["parameters"]:
@@ -91,7 +98,7 @@ def _block_paths(modules: Sequence[tuple[str, ...]]) -> set[tuple[str, ...]]:
 
 
 def _trace(
-    module: nn.Module, paths: set[tuple[str, ...]], variables: dict, example: jax.ShapeDtypeStruct, keywords: dict
+    module: nn.Module, paths: set[tuple[str, ...]], variables: dict, example: Example, keywords: dict
 ) -> tuple[list[dict], jax.extend.core.Jaxpr]:
     """Returns the calls of blocks, in order, and the pass in whose name stacks the number of the call stands."""
     calls, inside = [], []
@@ -109,7 +116,7 @@ def _trace(
         calls.append({"path": path, "kind": kind, "parameters": 0, "shape": shape, "name": None})
         return result
 
-    def forward(variables: dict, example: jax.Array) -> jax.Array:
+    def forward(variables: dict, example: Example) -> jax.Array:
         with nn.intercept_methods(mark):
             return module.apply(variables, example, **keywords)
 
@@ -193,7 +200,9 @@ def _join_normalisations(blocks: Blocks, edges: Edges) -> tuple[Blocks, Edges]:
         # Layers of these names normalise the weights of another layer, which they hold.
         if not block["kind"].endswith("Norm") or block["kind"] in ("SpectralNorm", "WeightNorm"):
             continue
-        previous = before[name][0] if len(before[name]) == 1 else "input"
+        if len(before[name]) != 1:
+            continue
+        previous = before[name][0]
         kept = blocks[previous]
         alone = after[previous] == [name] and kept["shape"] == block["shape"]
         if alone and kept["kind"] not in ("input", "operation", "parameter"):

@@ -11,7 +11,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from matplotlib.path import Path
 
-from inpaint_jax import models, state, task
+from inpaint_jax import models, task
 from inpaint_jax.network_graph import Blocks, Edge, Edges, block_graph, neighbours
 
 _TIMES = "\N{MULTIPLICATION SIGN}"
@@ -36,17 +36,17 @@ def draw_networks(config: ml_collections.ConfigDict) -> np.ndarray:
         uint8 (H, W, 3), the same for the same config; as wide as the networks need, about 1600 pixels for a U-Net of
         128x128 pixels.
     """
-    size = config.image_size
-    networks = {"Generator": (models.build_generator(config), task.input_channels(config))}
+    shapes = task.input_shapes(config)
+    networks = {"Generator": (models.build_generator(config), shapes["generator"])}
     if (discriminator := models.build_discriminator(config)) is not None:
-        networks["Discriminator"] = (discriminator, state.discriminator_channels(config))
+        networks["Discriminator"] = (discriminator, shapes["discriminator"])
     canvas = FigureCanvasAgg(figure := Figure(dpi=_DOTS_PER_INCH, facecolor="white"))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     colours = {"input": _GREY, "output": _GREY, "operation": "white"}
     right = bottom = 0
-    for name, (module, channels) in networks.items():
-        blocks, edges = block_graph(module, size, size, channels)
+    for name, (module, shape) in networks.items():
+        blocks, edges = block_graph(module, shape)
         for block in blocks.values():
             colours.setdefault(block["kind"], _COLOURS[(len(colours) - 3) % len(_COLOURS)])
         count = sum(block["parameters"] for block in blocks.values())

@@ -74,21 +74,21 @@ class RegimeState:
         return cls(**values)
 
 
-def discriminator_channels(config: ml_collections.ConfigDict) -> int:
-    """Returns the number of channels that the discriminator sees."""
-    return 3 + (task.input_channels(config) if config.discriminator.condition == "input" else 0)
+def zeros(shapes: tuple | Mapping[str, tuple]) -> jax.Array | dict[str, jax.Array]:
+    """Returns an example of a network's input, float32 (1, H, W, C), from a shape of `task.input_shapes`."""
+    if isinstance(shapes, Mapping):
+        return {view: zeros(shape) for view, shape in shapes.items()}
+    return jnp.zeros((1, *shapes), jnp.float32)
 
 
 def initial_variables(config: ml_collections.ConfigDict) -> dict[str, dict[str, Tree]]:
     """Returns `{"generator": {"params", "batch_stats"}, …}`, drawn from `config.seed`; jit-compatible."""
-    size, channels = config.image_size, task.input_channels(config)
-    networks = {"generator": (models.build_generator(config), channels)}
+    networks = {"generator": models.build_generator(config)}
     if (discriminator := models.build_discriminator(config)) is not None:
-        networks["discriminator"] = (discriminator, discriminator_channels(config))
-    variables = {}
-    for name, (module, depth) in networks.items():
-        example = jnp.zeros((1, size, size, depth), jnp.float32)
-        drawn = module.init(keys.purpose_key(config.seed, name), example, train=False)
+        networks["discriminator"] = discriminator
+    variables, shapes = {}, task.input_shapes(config)
+    for name, module in networks.items():
+        drawn = module.init(keys.purpose_key(config.seed, name), zeros(shapes[name]), train=False)
         variables[name] = {"params": drawn["params"], "batch_stats": drawn.get("batch_stats", {})}
     return variables
 

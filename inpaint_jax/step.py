@@ -71,13 +71,14 @@ def _apply(module: nn.Module, params: Tree, stats: Tree, x: jax.Array) -> tuple[
 def _generate(system: System, params: Tree, stats: Tree, example: Batch) -> tuple[dict[str, jax.Array], Tree]:
     """Runs the generator on one example batch; returns every image that a loss may name, and new statistics."""
     seen = task.generator_input(system.config, example["image"], example["mask"])
-    output, stats = _apply(system.generator, params, stats, seen)
+    answer, stats = _apply(system.generator, params, stats, seen)
+    output = task.generator_output(system.config, example["image"], example["mask"], answer)
     completed = task.complete(example["image"], example["mask"], output)
     return {**example, "output": output, "completed": completed, "condition": seen}, stats
 
 
 def _judge(system: System, params: Tree, stats: Tree, images: Batch, name: str) -> tuple[jax.Array, Tree]:
-    seen = task.discriminator_input(system.config, images[name], images["condition"])
+    seen = task.discriminator_input(system.config, images[name], images["mask"], images["condition"])
     return _apply(system.discriminator, params, stats, seen)
 
 
@@ -86,7 +87,7 @@ def generator_only_gradients(system: System, state: TrainState, example: Batch) 
 
     def loss(params: Tree) -> tuple[jax.Array, tuple]:
         images, stats = _generate(system, params, state.stats["generator"], example)
-        total, parts = losses.generator_loss(system.config.losses, images, None)
+        total, parts = losses.generator_loss(system.config.losses, images, None, system.config.task.value_range)
         return total, (stats, {"loss/generator": total, **parts})
 
     gradients, (stats, scalars) = jax.grad(loss, has_aux=True)(state.params["generator"])
@@ -105,8 +106,8 @@ def simultaneous_gradients(system: System, state: TrainState, example: Batch) ->
         images, stats = _generate(system, generator, state.stats["generator"], example)
         real, d_stats = _judge(system, discriminator, state.stats["discriminator"], images, "image")
         fake, d_stats = _judge(system, discriminator, d_stats, images, sees)
-        g_total, g_parts = losses.generator_loss(system.config.losses, images, fake)
-        d_total, d_parts = losses.discriminator_loss(real, fake)
+        g_total, g_parts = losses.generator_loss(system.config.losses, images, fake, system.config.task.value_range)
+        d_total, d_parts = losses.discriminator_loss(real, fake, system.config.discriminator.real_label)
         scalars = {"loss/generator": g_total, "loss/discriminator": d_total, **g_parts, **d_parts}
         scalars |= _logit_metrics(real, fake)
         return (g_total, d_total), ({"generator": stats, "discriminator": d_stats}, scalars)
@@ -127,7 +128,7 @@ def discriminator_gradients(system: System, state: TrainState, example: Batch) -
     def loss(params: Tree) -> tuple[jax.Array, tuple]:
         real, stats = _judge(system, params, state.stats["discriminator"], images, "image")
         fake, stats = _judge(system, params, stats, images, system.config.discriminator.sees)
-        total, parts = losses.discriminator_loss(real, fake)
+        total, parts = losses.discriminator_loss(real, fake, system.config.discriminator.real_label)
         return total, (stats, {"loss/discriminator": total, **parts, **_logit_metrics(real, fake)})
 
     gradients, (stats, scalars) = jax.grad(loss, has_aux=True)(state.params["discriminator"])
@@ -147,7 +148,7 @@ def adversarial_generator_gradients(system: System, state: TrainState, example: 
             images,
             system.config.discriminator.sees,
         )
-        total, parts = losses.generator_loss(system.config.losses, images, fake)
+        total, parts = losses.generator_loss(system.config.losses, images, fake, system.config.task.value_range)
         return total, (stats, {"loss/generator": total, **parts})
 
     gradients, (stats, scalars) = jax.grad(loss, has_aux=True)(state.params["generator"])
@@ -204,7 +205,8 @@ def _update(
 ) -> tuple[TrainState, dict]:
     """Applies gradients group by group; groups without gradients, or frozen, keep parameters and optimiser state.
 
-    An update that the guard refuses leaves parameters, optimiser states and statistics as they were.
+    An update that the guard refuses leaves parameters, optimiser states and statistics as they were. So does, for the
+    discriminator alone, one whose accuracy is over `config.discriminator.accuracy_limit`.
 
     Args:
         losses: the scalars that the gradients came with.
@@ -231,9 +233,19 @@ def _update(
         if name.startswith("update_norm/"):
             scalars[name] = jnp.where(accepted, scalars[name], 0.0)
     new = {"params": params, "opt": opt, "stats": {**state.stats, **stats}}
-    old = {"params": state.params, "opt": state.opt, "stats": state.stats}
-    kept = jax.tree.map(lambda a, b: jnp.where(accepted, a, b), new, old)
+    held = losses.get("discriminator/accuracy", 0.0) > system.config.discriminator.accuracy_limit
+    if "discriminator" in gradients and system.config.discriminator.accuracy_limit < 1.0:
+        scalars["discriminator/held"] = jnp.asarray(held, jnp.float32)
+    taken = {"generator": accepted, "discriminator": accepted & ~held}
+    kept = {
+        room: {name: _choose(taken[name.split("/")[0]], tree, old[name]) for name, tree in new[room].items()}
+        for room, old in (("params", state.params), ("opt", state.opt), ("stats", state.stats))
+    }
     return state.replace(**kept, guard=watched), scalars
+
+
+def _choose(condition: jax.Array, new: Tree, old: Tree) -> Tree:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
 
 
 def _moving_average(config: ml_collections.ConfigDict, state: TrainState) -> TrainState:
@@ -323,6 +335,7 @@ def make_eval_step(
         example = task.evaluation_example(config, batch)
         seen = task.generator_input(config, example["image"], example["mask"])
         answer = generator.apply(variables, seen, train=False)
+        answer = task.generator_output(config, example["image"], example["mask"], answer)
         output = task.to_uint8(answer, config.task.value_range)
         completed = jnp.where(batch["mask"] > 0, output, batch["image"])
         values = metrics.image_metrics(
@@ -332,14 +345,17 @@ def make_eval_step(
             normal_maps,
         )
         images = {**example, "output": answer, "completed": task.complete(example["image"], example["mask"], answer)}
-        terms = losses.reconstruction_losses(config.losses, images)
+        terms = losses.reconstruction_losses(config.losses, images, config.task.value_range)
         if judge := variables.get("discriminator"):
             real, fake = (
-                discriminator.apply(judge, task.discriminator_input(config, images[name], seen), train=False)
+                discriminator.apply(
+                    judge, task.discriminator_input(config, images[name], example["mask"], seen), train=False
+                )
                 for name in ("image", config.discriminator.sees)
             )
             terms |= losses.adversarial_losses(config.losses, fake)
-            values["loss/discriminator"] = losses.bce_logits(real, 1.0) + losses.bce_logits(fake, 0.0)
+            real_label = config.discriminator.real_label
+            values["loss/discriminator"] = losses.bce_logits(real, real_label) + losses.bce_logits(fake, 0.0)
         if judge or discriminator is None:
             values["loss/generator"] = losses.weighted_sum(config.losses, terms)
         values |= terms

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from inpaint_jax import augment, fills, keys, masks
+from inpaint_jax import augment, fills, keys, masks, windows
 
+VIEWS = ("full", "window")
 INPUT_CHANNELS = {"masked": 3, "mask": 1, "mask3": 3, "luminance": 1}
 # ITU-R BT.601, as the common conversions to grey use.
 _LUMINANCE = (0.299, 0.587, 0.114)
@@ -34,7 +35,8 @@ def validate_task(config: ml_collections.ConfigDict) -> None:
     """Checks `config.task`.
 
     Raises:
-        ValueError: no input token or an unknown one, or a residual generator that does not see the masked image first.
+        ValueError: no input token or an unknown one, a residual generator that does not see the masked image first, or
+            a window that does not fit.
     """
     for token in config.task.inputs:
         if token not in INPUT_CHANNELS:
@@ -44,6 +46,45 @@ def validate_task(config: ml_collections.ConfigDict) -> None:
         raise ValueError("config.task.inputs is empty: name at least one of " + ", ".join(INPUT_CHANNELS))
     if config.generator.residual and config.task.inputs[0] != "masked":
         raise ValueError("config.generator.residual adds to the masked image: config.task.inputs must begin with it")
+    _validate_window(config)
+
+
+def _validate_window(config: ml_collections.ConfigDict) -> None:
+    views, side = tuple(config.discriminator.views), window_side(config)
+    if not views or len(set(views)) < len(views) or not set(views) <= set(VIEWS):
+        raise ValueError(f'config.discriminator.views = {views}: give ("full",), ("window",) or ("full", "window")')
+    if "window" in (*views, config.task.view) and not 8 <= side <= config.image_size:
+        raise ValueError(
+            f"config.task.window = {config.task.window:g} makes a window of {side} pixels: it must have from 8 to "
+            f"config.image_size = {config.image_size}"
+        )
+    if "window" in views and config.discriminator.condition != "none":
+        raise ValueError('config.discriminator.condition must be "none" where config.discriminator.views has a window')
+    if config.task.view == "window":
+        squares = config.mask.squares
+        largest = squares.size[1] if config.mask.name == "squares" and squares.number[1] == 1 else 1.0
+        if largest * config.image_size > side:
+            raise ValueError(
+                f"the generator works on a window of {side} pixels (config.task.view), and holes may be larger: set "
+                'config.mask.name = "squares" with one square that fits, or widen config.task.window'
+            )
+
+
+def window_side(config: ml_collections.ConfigDict) -> int:
+    """Returns the side of the window around a hole in pixels."""
+    return round(config.task.window * config.image_size)
+
+
+def input_shapes(config: ml_collections.ConfigDict) -> dict[str, tuple | dict[str, tuple]]:
+    """Returns the shapes (H, W, C) of one example's inputs: of the generator, and of the discriminator by view.
+
+    As the networks take them: one shape, or for a discriminator with several views a mapping.
+    """
+    sides = {"full": config.image_size, "window": window_side(config)}
+    side, seen = sides[config.task.view], input_channels(config)
+    judged = 3 + (seen if config.discriminator.condition == "input" else 0)
+    views = {view: (sides[view], sides[view], judged) for view in config.discriminator.views}
+    return {"generator": (side, side, seen), "discriminator": views if len(views) > 1 else next(iter(views.values()))}
 
 
 def input_channels(config: ml_collections.ConfigDict) -> int:
@@ -70,7 +111,7 @@ def training_example(config: ml_collections.ConfigDict, batch: Mapping[str, jax.
             normal_y = "up"
         # Turning vectors negates channels, which is exact only around zero.
         centred = to_value_range(image, (-1.0, 1.0))
-        turned = jax.vmap(lambda key, one: augment.augment(key, one, normal_y))(
+        turned = jax.vmap(lambda key, one: augment.augment(key, one, normal_y, config.data.turns))(
             keys.slot_keys(config.seed, "augment", slot), centred
         )
         low, high = value_range
@@ -120,7 +161,10 @@ def masked_image(config: ml_collections.ConfigDict, image: jax.Array, mask: jax.
 
 
 def generator_input(config: ml_collections.ConfigDict, image: jax.Array, mask: jax.Array) -> jax.Array:
-    """Returns what the generator sees, (B, H, W, C) in the order of `config.task.inputs`."""
+    """Returns what the generator sees, (B, H, W, C) in the order of `config.task.inputs`: of all, or of the window."""
+    if config.task.view == "window":
+        # Cut before the hole is filled, so that the fill too knows the window alone, as when a model is used.
+        image, mask = (_view(config, x, mask) for x in (image, mask))
     masked = masked_image(config, image, mask)
     parts = {
         "masked": lambda: masked,
@@ -131,13 +175,38 @@ def generator_input(config: ml_collections.ConfigDict, image: jax.Array, mask: j
     return jnp.concatenate([parts[token]() for token in config.task.inputs], axis=-1)
 
 
+def _view(config: ml_collections.ConfigDict, images: jax.Array, mask: jax.Array) -> jax.Array:
+    side = window_side(config)
+    return windows.cut(images, windows.hole_windows(mask, side), side)
+
+
+def generator_output(
+    config: ml_collections.ConfigDict, image: jax.Array, mask: jax.Array, answer: jax.Array
+) -> jax.Array:
+    """Returns the generator's answer at the size of the image; that to a window is laid over the masked image."""
+    if config.task.view == "full":
+        return answer
+    corners = windows.hole_windows(mask, window_side(config))
+    return windows.paste(masked_image(config, image, mask), answer, corners)
+
+
 def complete(image: jax.Array, mask: jax.Array, output: jax.Array) -> jax.Array:
     """Returns the image with its hole taken from the output."""
     return image * (1.0 - mask) + output * mask
 
 
-def discriminator_input(config: ml_collections.ConfigDict, image: jax.Array, condition: jax.Array) -> jax.Array:
-    """Returns what the discriminator sees of an image: itself, and the generator's input where it is conditioned."""
-    if config.discriminator.condition == "none":
-        return image
-    return jnp.concatenate([condition, image], axis=-1)
+def discriminator_input(
+    config: ml_collections.ConfigDict, image: jax.Array, mask: jax.Array, condition: jax.Array
+) -> jax.Array | dict[str, jax.Array]:
+    """Returns what the discriminator sees of an image, as `config.discriminator.views` says.
+
+    Args:
+        condition: the generator's input, which stands before the image where `config.discriminator.condition` says so.
+
+    Returns:
+        The image (B, H, W, C), the window around its hole, or both as `{"full", "window"}`.
+    """
+    if config.discriminator.condition == "input":
+        image = jnp.concatenate([condition, image], axis=-1)
+    views = {view: _view(config, image, mask) if view == "window" else image for view in config.discriminator.views}
+    return views if len(views) > 1 else next(iter(views.values()))

@@ -49,8 +49,8 @@ def test_operations_of_a_small_pair_by_hand(tiny_config):
     assert figures["train_gflops_per_image"] == pytest.approx(expected, abs=5e-5)
     # The rounded figures of so small a pair say little: compare the counts themselves too.
     modules = describe.models
-    assert describe.forward_gflops(modules.build_generator(tiny_config), 32, 32, 4) == generator / 1e9
-    assert describe.forward_gflops(modules.build_discriminator(tiny_config), 32, 32, 3) == discriminator / 1e9
+    assert describe.forward_gflops(modules.build_generator(tiny_config), (32, 32, 4)) == generator / 1e9
+    assert describe.forward_gflops(modules.build_discriminator(tiny_config), (32, 32, 3)) == discriminator / 1e9
 
 
 def test_without_a_discriminator_it_counts_the_generator_alone(tiny_config):

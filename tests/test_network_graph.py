@@ -12,8 +12,7 @@ from inpaint_jax import models, network_graph, network_picture, state, task
 
 
 def generator_graph(config):
-    size = config.image_size
-    return network_graph.block_graph(models.build_generator(config), size, size, task.input_channels(config))
+    return network_graph.block_graph(models.build_generator(config), task.input_shapes(config)["generator"])
 
 
 def parameters(blocks):
@@ -68,7 +67,7 @@ def test_encoder_levels_reach_the_decoder_at_their_resolution_only_by_skips(tiny
 def test_parameters_of_the_blocks_are_those_of_the_network(tiny_config):
     shapes = jax.eval_shape(lambda: state.initial_variables(tiny_config))
     size = tiny_config.image_size
-    discriminator = network_graph.block_graph(models.build_discriminator(tiny_config), size, size, 3)
+    discriminator = network_graph.block_graph(models.build_discriminator(tiny_config), (size, size, 3))
     for name, (blocks, _) in {"generator": generator_graph(tiny_config), "discriminator": discriminator}.items():
         tree = shapes[name]["params"]
         assert parameters(blocks) == sum(leaf.size for leaf in jax.tree.leaves(tree))
@@ -102,7 +101,7 @@ class TwoBranches(nn.Module):
 
 
 def test_two_branches_join_and_are_shown_in_detail_because_they_are_few():
-    blocks, edges = network_graph.block_graph(TwoBranches(), 16, 16, 3)
+    blocks, edges = network_graph.block_graph(TwoBranches(), (16, 16, 3))
     assert set(edges) == {
         ("input", "whole/first"),
         ("whole/first", "whole/second"),
@@ -140,7 +139,7 @@ class SharedSteps(nn.Module):
 
 
 def test_a_layer_used_again_is_another_block_without_parameters():
-    blocks, edges = network_graph.block_graph(SharedSteps(), 8, 8, 3)
+    blocks, edges = network_graph.block_graph(SharedSteps(), (8, 8, 3))
     assert set(edges) == {
         ("input", "step"),
         ("step", "step (2)"),
@@ -156,7 +155,7 @@ def test_a_layer_used_again_is_another_block_without_parameters():
 
 
 def test_a_single_layer_is_its_own_block():
-    blocks, edges = network_graph.block_graph(nn.Conv(5, (1, 1)), 4, 6, 2)
+    blocks, edges = network_graph.block_graph(nn.Conv(5, (1, 1)), (4, 6, 2))
     assert edges == [("input", "Conv"), ("Conv", "output")]
     assert blocks["Conv"] == {"label": "Conv", "kind": "Conv", "shape": (4, 6, 5), "parameters": 15}
 

@@ -333,3 +333,20 @@ def test_unknown_names_fail_before_anything_is_compiled(tiny_config):
     tiny_config.losses.cosine.fn = "sine"
     with pytest.raises(ValueError, match=r"config\.losses\.cosine\.fn = 'sine'"):
         step.make_system(tiny_config, 10)
+
+
+def test_a_discriminator_that_is_too_accurate_stands_still_and_the_generator_goes_on(batch, make_state):
+    config = simplify(unet_cosine.get_config("tiny"))
+    config.discriminator.accuracy_limit = 0.25
+    system = step.make_system(config, 10, axis_name=None)
+    state = begin(system, make_state)
+    train = jax.jit(step.make_train_step(system, "joint"), compiler_options=FAST_COMPILATION)
+    new, metrics = train(state, {}, batch)
+    assert float(metrics["discriminator/accuracy"]) > 0.25
+    assert float(metrics["discriminator/held"]) == 1
+    for room in ("params", "stats"):
+        after, before = getattr(new, room), getattr(state, room)
+        assert all(jax.tree.leaves(jax.tree.map(np.array_equal, after["discriminator"], before["discriminator"])))
+        assert not all(jax.tree.leaves(jax.tree.map(np.array_equal, after["generator"], before["generator"])))
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, new.opt["discriminator"], state.opt["discriminator"])))
+    assert int(new.guard["skipped"]) == 0

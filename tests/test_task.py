@@ -87,9 +87,9 @@ def test_completed_keeps_known_pixels_and_takes_the_hole_from_the_output(example
 def test_discriminator_sees_the_image_and_the_condition_if_asked(tiny_config, example):
     image, mask = example
     condition = task.generator_input(tiny_config, image, mask)
-    np.testing.assert_array_equal(task.discriminator_input(tiny_config, image, condition), image)
+    np.testing.assert_array_equal(task.discriminator_input(tiny_config, image, mask, condition), image)
     tiny_config.discriminator.condition = "input"
-    seen = task.discriminator_input(tiny_config, image, condition)
+    seen = task.discriminator_input(tiny_config, image, mask, condition)
     np.testing.assert_array_equal(seen, np.concatenate([condition, image], -1))
 
 

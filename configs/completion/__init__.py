@@ -1,0 +1,1 @@
+"""Globally and locally consistent completion."""

@@ -1,0 +1,1 @@
+"""The attention U-Net on faces, in its two variants."""

@@ -1,0 +1,1 @@
+"""Landscapes: two networks, and what their author compared."""
