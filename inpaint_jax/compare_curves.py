@@ -21,16 +21,17 @@ Curves = dict[str, curves.Series]  # "train" and "val"
 
 
 def common_term(groups: Sequence[Group]) -> str:
-    """Returns the first loss term that all groups train on and that needs no discriminator; "" if there is none."""
-    terms = [name for group in groups[:1] for name in _terms(group)]
-    return next((name for name in terms if all(name in _terms(group) for group in groups)), "")
+    """Returns the first loss term that is the same in all groups and needs no discriminator; "" if there is none."""
+    terms = [_terms(group) for group in groups]
+    return next((name for name, what in terms[0].items() if all(other.get(name) == what for other in terms)), "")
 
 
-def _terms(group: Group) -> list[str]:
+def _terms(group: Group) -> dict[str, tuple]:
+    """Returns what each term that is used measures: its weight alone does not change its curve's meaning."""
     config = group["runs"][0]["config"]
     names = [key.split(".")[1] for key in config if key.startswith("losses.") and key.endswith(".fn")]
     used = [n for n in names if config[f"losses.{n}.weight"] and config[f"losses.{n}.fn"] != "adversarial"]
-    return [f"loss/{name}" for name in used]
+    return {f"loss/{n}": tuple(config.get(f"losses.{n}.{key}") for key in ("fn", "on", "region", "view")) for n in used}
 
 
 def read_curves(run: Run, term: str) -> Curves:
@@ -105,7 +106,7 @@ def _draw_panel(axes: Axes, group: Group, series: Sequence[Curves]) -> None:
         axes.plot(epochs, running_mean(values, 1), color=VALIDATION, linewidth=1.2, label=labels[1], zorder=3)
         train = run["results"].get("train", {})
         if point := _tested_point(train, one["val"]):
-            axes.plot(*point, "*", color="black", markersize=9, label=labels[2], zorder=4)
+            axes.plot(*point, "*", color="black", markersize=9, clip_on=False, label=labels[2], zorder=4)
     gaps = [gap for one in series if (gap := final_gap(one))]
     note = f"\nvalidation / training at the end: {np.mean(gaps):.2f}" if gaps else ""
     axes.set_title("\n".join(group["lines"]) + note, fontsize=8)

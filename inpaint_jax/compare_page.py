@@ -33,7 +33,9 @@ def write_comparison(groups: Sequence[Group], out: Path, page: bool) -> list[dic
     rows = compare.statistics(groups)
     run_folder.write_text(out / CSV, compare.csv_text(rows))
     image_files.write_png(out / PLOT, draw_plot(groups))
-    _write_or_remove(out / CURVES, compare_curves.draw_curves(groups), "the groups train on no loss term in common")
+    _write_or_remove(
+        out / CURVES, compare_curves.draw_curves(groups), "the groups train on no loss in common, or logged none"
+    )
     _write_or_remove(out / WALL, draw_wall(groups), "the runs have no test pictures in common")
     if page:
         _write_page(out, groups, rows)

@@ -89,6 +89,7 @@ _NETWORKS = {
 }
 SIZE_MULTIPLES = {"unet": 0, "attention_unet": 8, "completion": 4, "pooling_unet": 8, "encoder_decoder": 1}
 SMALLEST_SIDE = 32
+SMALLEST_JUDGED = {"patchgan": 24, "small_patch": 8, "local_global": 8}  # below, a discriminator has no logit
 # What a field's default is -> what its value must be, and in words.
 _TYPES = {
     bool: (bool, "True or False"),
@@ -234,18 +235,29 @@ def validate(config: ml_collections.ConfigDict) -> None:
 
 
 def _validate_networks(config: ml_collections.ConfigDict, flat: dict[str, Any]) -> None:
-    """Checks the image size and the options that the chosen networks do not have; unknown names are their builders'."""
-    size, name = config.image_size, config.generator.name
-    multiple = SIZE_MULTIPLES.get(name, 1)
-    power = not multiple or config.task.fill == "harmonic" or config.discriminator.name == "local_global"
-    if size < SMALLEST_SIDE or (power and size & (size - 1)):
-        kind = "a power of two" if power else "a number"
-        raise ValueError(f"config.image_size = {size}: must be {kind} of at least {SMALLEST_SIDE}")
-    side = round(config.task.window * size) if config.task.view == "window" else size
-    if multiple and side % multiple:
-        what = "window of config.task.window" if config.task.view == "window" else "config.image_size"
-        raise ValueError(f"{what} = {side} pixels: {name} takes multiples of {multiple}")
-    for network, key in ((name, "generator.name"), (config.discriminator.name, "discriminator.name")):
+    """Checks sizes, and options that the chosen networks do not have; unknown names are left to their builders."""
+    size, name, judge = config.image_size, config.generator.name, config.discriminator.name
+    if size < SMALLEST_SIDE:
+        raise ValueError(f"config.image_size = {size}: must be at least {SMALLEST_SIDE}")
+    fields = {
+        "full": (f"config.image_size = {size}", size),
+        "window": (f"config.task.window = {config.task.window:g} ({round(config.task.window * size)} pixels)",
+                   round(config.task.window * size)),
+    }  # fmt: skip
+    field, side = fields[config.task.view]
+    if multiple := SIZE_MULTIPLES.get(name, 1):
+        if side % multiple:
+            raise ValueError(f"{field}: the generator {name} takes multiples of {multiple}")
+    elif not _is_power_of_two(side):
+        raise ValueError(f"{field}: the generator {name} takes powers of two")
+    if config.task.fill == "harmonic" and not _is_power_of_two(side):
+        raise ValueError(f"{field}: config.task.fill = 'harmonic' takes powers of two")
+    for field, side in (fields[view] for view in config.discriminator.views if view in fields):
+        if judge == "local_global" and not _is_power_of_two(side):
+            raise ValueError(f"{field}: the discriminator {judge} takes powers of two")
+        if side < SMALLEST_JUDGED.get(judge, 0):
+            raise ValueError(f"{field}: the discriminator {judge} takes at least {SMALLEST_JUDGED[judge]} pixels")
+    for network, key in ((name, "generator.name"), (judge, "discriminator.name")):
         for option, admitted in _NETWORKS.get(network, {}).items():
             value = tuple(flat[option]) if isinstance(flat[option], list) else flat[option]
             if value not in admitted:
@@ -253,6 +265,10 @@ def _validate_networks(config: ml_collections.ConfigDict, flat: dict[str, Any]) 
                     f"config.{option} = {value!r} does not fit config.{key} = {network!r}: use "
                     f"{' or '.join(map(repr, admitted))}"
                 )
+
+
+def _is_power_of_two(number: int) -> bool:
+    return number > 0 and not number & (number - 1)
 
 
 def _validate_fields(config: ml_collections.ConfigDict) -> None:

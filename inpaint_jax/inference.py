@@ -30,12 +30,12 @@ class Inpainter:
 
     A picture of the native size or smaller is padded by mirroring; a larger one goes through in overlapping tiles,
     because the innermost kernels of a U-Net have only ever seen the native size. A generator that works on the window
-    around a hole (`config.task.view`) gets a window for each connected hole instead.
+    around a hole (`config.task.view`) gets a window for each connected hole instead; then `windowed` is True.
     """
 
     def __init__(self, config, variables: dict):
-        self._window = config.task.view == "window"
-        self.size = task.window_side(config) if self._window else config.image_size
+        self.windowed = config.task.view == "window"
+        self.size = task.window_side(config) if self.windowed else config.image_size
         self._normal_maps = config.data.kind == "normal_maps"
         self._variables = variables
         generator = models.build_generator(config)
@@ -82,7 +82,7 @@ class Inpainter:
             return image.copy()
         pad = [(0, max(0, self.size - height)), (0, max(0, self.size - width))]
         padded = np.pad(image, [*pad, (0, 0)], mode="symmetric")
-        starts = self._hole_windows if self._window else self._tile_grid
+        starts = self._hole_windows if self.windowed else self._tile_grid
         filled = self._tiles(padded, np.pad(hole, pad, mode="symmetric"), starts)[:height, :width]
         if self._normal_maps:
             vectors = filled * 2.0 - 1.0

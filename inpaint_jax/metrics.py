@@ -26,7 +26,7 @@ RATIOS = {
     "seam_ratio_hole": ("seam_hole", "true_seam_hole"),
 }
 
-_NO_GRADIENT = 1e-9
+_NO_GRADIENT = 1e-4  # a fortieth of a step of 8 bits: of pictures without any gradients too the ratio stays a number
 
 # Which direction is better; see `direction_of`. A metric that is not here has none, such as a ratio that should be 1.
 METRIC_DIRECTION = {

@@ -81,11 +81,12 @@ def _rows(blocks: Blocks, edges: Edges) -> dict[str, int]:
     """Returns the row of each block: its resolution where the network goes up again, otherwise its branch."""
     before, after = neighbours(edges)
     heights = {n: b["shape"][0] for n, b in blocks.items() if len(b["shape"]) == 3 and b["kind"] != "parameter"}
+    top = max(height for name, height in heights.items() if blocks[name]["kind"] == "input")
     level = {}
     for name in blocks:
         level[name] = max((level[source] for source in before[name]), default=0)
         if name in heights:
-            level[name] = round(math.log2(heights["input"] / heights[name]))
+            level[name] = round(math.log2(top / heights[name]))
     for name, block in blocks.items():
         if block["kind"] == "parameter":
             level[name] = min((level[user] for user in after[name]), default=0)

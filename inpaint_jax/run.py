@@ -9,6 +9,7 @@ import jax
 import ml_collections
 import numpy as np
 
+from configs import common
 from inpaint_jax import checkpoint, evaluate, image_files, regimes, run_folder, task, wandb_writer
 from inpaint_jax import config as config_module
 from inpaint_jax import data as data_module
@@ -221,9 +222,14 @@ def check_config(config: ml_collections.ConfigDict, workdir: Path, allow_changes
     if not stored.exists():
         return
     try:
-        earlier = config_module.from_json(stored.read_text())
+        found = config_module.from_json(stored.read_text())
+        if "epochs" not in found:
+            raise ValueError("it holds no config")
+        # On top of today's base, as models are read: a field that came later had its default then.
+        earlier = common.base()
+        earlier.update(found)
         differences = config_module.resume_differences(earlier, config)
-    # What is JSON and no config fails where its fields are looked for.
+    # What is JSON and no mapping fails where it is taken for one.
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{str(stored)!r} is damaged ({error}): restore it, or start over with --restart") from error
     if differences and not allow_changes:

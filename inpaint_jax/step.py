@@ -229,14 +229,14 @@ def _update(
         finite &= jnp.isfinite(scalars[f"update_norm/{group}"])
     loss = losses.get("loss/generator") if "generator" in gradients else None
     accepted, watched = guard.judge(system.config.guard, state.guard, state.step, finite, loss)
-    for name in scalars:
-        if name.startswith("update_norm/"):
-            scalars[name] = jnp.where(accepted, scalars[name], 0.0)
     new = {"params": params, "opt": opt, "stats": {**state.stats, **stats}}
-    held = losses.get("discriminator/accuracy", 0.0) > system.config.discriminator.accuracy_limit
+    held = jnp.asarray(losses.get("discriminator/accuracy", 0.0)) > system.config.discriminator.accuracy_limit
     if "discriminator" in gradients and system.config.discriminator.accuracy_limit < 1.0:
         scalars["discriminator/held"] = jnp.asarray(held, jnp.float32)
     taken = {"generator": accepted, "discriminator": accepted & ~held}
+    for name in scalars:
+        if name.startswith("update_norm/"):
+            scalars[name] = jnp.where(taken[name.split("/")[1]], scalars[name], 0.0)
     kept = {
         room: {name: _choose(taken[name.split("/")[0]], tree, old[name]) for name, tree in new[room].items()}
         for room, old in (("params", state.params), ("opt", state.opt), ("stats", state.stats))

@@ -58,15 +58,25 @@ def _validate_window(config: ml_collections.ConfigDict) -> None:
             f"config.task.window = {config.task.window:g} makes a window of {side} pixels: it must have from 8 to "
             f"config.image_size = {config.image_size}"
         )
-    if "window" in views and config.discriminator.condition != "none":
-        raise ValueError('config.discriminator.condition must be "none" where config.discriminator.views has a window')
+    if "window" in (*views, config.task.view) and config.discriminator.condition != "none":
+        raise ValueError(
+            'config.discriminator.condition must be "none" where config.task.view or config.discriminator.views has a '
+            "window"
+        )
     if config.task.view == "window":
         squares = config.mask.squares
-        largest = squares.size[1] if config.mask.name == "squares" and squares.number[1] == 1 else 1.0
-        if largest * config.image_size > side:
+        single = config.mask.name == "squares" and squares.number[1] == 1
+        if not single or squares.size[1] * config.image_size > side:
             raise ValueError(
                 f"the generator works on a window of {side} pixels (config.task.view), and holes may be larger: set "
                 'config.mask.name = "squares" with one square that fits, or widen config.task.window'
+            )
+        # Squares are added until the least ratio is reached, and two would not fit the window.
+        if config.mask.ratio[0] > squares.size[0] ** 2:
+            raise ValueError(
+                f"config.mask.ratio = {tuple(config.mask.ratio)} asks for more than one square of "
+                f"config.mask.squares.size = {tuple(squares.size)}, and the generator works on the window of one "
+                "(config.task.view): lower the first ratio to 0"
             )
 
 

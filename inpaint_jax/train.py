@@ -200,7 +200,7 @@ def trained_generator(run: Run, checkpoints: checkpoint.Checkpoints) -> tuple[in
 
 def finish(run: Run, checkpoints: checkpoint.Checkpoints) -> None:
     """Exports the generator that `config.regime.keep` names, tests it beside the baselines, writes the results."""
-    if checkpoints.best_step() is None:
+    if run.config.regime.keep == "best" and checkpoints.best_step() is None:
         raise ValueError(
             f"no validation gave a finite {run.config.regime.monitor}, so there is no best generator to test: "
             "start over with --restart and a lower config.optimizer.learning_rate"

@@ -40,7 +40,8 @@ def _main() -> int:
     if hole.all():
         raise ValueError(f"the mask {mask} is all hole (white): leave what is to be kept black, the fill grows from it")
     inpainter = inference.Inpainter.load(model)
-    if (width := inference.widest(hole)) > inpainter.size:
+    # A model that works on windows refuses holes that do not fit.
+    if not inpainter.windowed and (width := inference.widest(hole)) > inpainter.size:
         log.warning(
             "the hole is %d pixels wide and the model was trained on pictures of %d: far from known pixels expect "
             "nonsense; scale the picture down, or train a larger model",

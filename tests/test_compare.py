@@ -113,12 +113,12 @@ def test_curves_show_each_seed_and_the_gap_between_training_and_validation(runs:
     np.testing.assert_allclose(mean, [1.0, 2.0, 5.5, 5.5])
 
 
-def test_groups_without_a_loss_in_common_have_no_curves(runs: Path):
+@pytest.mark.parametrize(("field", "value"), [("weight", 0.0), ("fn", "mse"), ("region", "full")])
+def test_groups_without_a_loss_in_common_have_no_curves(runs: Path, field: str, value: float | str):
     groups = groups_of(runs)
-    for group, weight in zip(groups, (1.0, 0.0), strict=True):
-        config = group["runs"][0]["config"]
-        for key in [key for key in config if key.startswith("losses.") and key.endswith(".weight")]:
-            config[key] = weight
+    config = groups[1]["runs"][0]["config"]
+    for key in [key for key in config if key.startswith("losses.") and key.endswith(f".{field}")]:
+        config[key] = value
     assert compare_curves.common_term(groups) == ""
     assert compare_curves.draw_curves(groups) is None
 

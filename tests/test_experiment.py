@@ -191,7 +191,7 @@ def test_an_experiment_is_stopped_continued_skipped_and_refuses_changes(tmp_path
     process.send_signal(signal.SIGTERM)
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 75, errors
-    assert "config.image_size = 33: must be a power of two" in output
+    assert "config.image_size = 33: the generator unet takes powers of two" in output
     assert states(root) == {"image_size=33/seed0": "failed", "image_size=32/seed0": "interrupted"}
     step = json.loads(metrics.read_text().splitlines()[-1])["step"]
     assert f"SIGTERM: state of step {step} saved" in (folder / "experiment.log").read_text()

@@ -1,5 +1,6 @@
 """What the library refuses, by the name of the field or the file, and what a refused run leaves: nothing."""
 
+import json
 import re
 import sys
 
@@ -124,6 +125,16 @@ def test_a_damaged_config_of_the_run_is_named(tmp_path, tiny_config, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ValueError, match=r"config\.json' is damaged .*--restart"):
         run.check_config(tiny_config, tmp_path, allow_changes=True)
+
+
+def test_a_run_from_before_a_field_was_there_goes_on_with_the_fields_default(tmp_path, tiny_config):
+    stored = json.loads(config_module.to_json(tiny_config))
+    del stored["task"]["window"], stored["regime"]["keep"]
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    run.check_config(tiny_config, tmp_path, allow_changes=False)
+    tiny_config.task.window = 0.5
+    with pytest.raises(ValueError, match=r"task\.window: 0\.0 -> 0\.5"):
+        run.check_config(tiny_config, tmp_path, allow_changes=False)
 
 
 @pytest.mark.parametrize("line", [b"garbage", b"{}", b"[1]", b'"step"', b"\xff\xfe\x00"])

@@ -344,6 +344,7 @@ def test_a_discriminator_that_is_too_accurate_stands_still_and_the_generator_goe
     new, metrics = train(state, {}, batch)
     assert float(metrics["discriminator/accuracy"]) > 0.25
     assert float(metrics["discriminator/held"]) == 1
+    assert float(metrics["update_norm/discriminator"]) == 0 < float(metrics["update_norm/generator/rest"])
     for room in ("params", "stats"):
         after, before = getattr(new, room), getattr(state, room)
         assert all(jax.tree.leaves(jax.tree.map(np.array_equal, after["discriminator"], before["discriminator"])))

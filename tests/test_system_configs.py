@@ -3,11 +3,12 @@
 import importlib
 
 import jax
+import numpy as np
 import pytest
 
 from configs import common
 from inpaint_jax import config as config_module
-from inpaint_jax import describe, regimes, state, task
+from inpaint_jax import describe, mask_sets, network_picture, regimes, state, task
 
 # Generator and discriminator parameters as published; the generator's of the whole variant follows from half the width.
 PARAMETERS = {
@@ -17,6 +18,9 @@ PARAMETERS = {
     "landscapes.unet": (2_662_659, 0),
     "landscapes.encoder_decoder": (744_387, 0),
 }
+
+
+WHOLE, HOLE, GLCIC = "faces.attention_whole", "faces.attention_hole", "completion.glcic"
 
 
 def config_of(name: str, arg: str = ""):
@@ -60,15 +64,57 @@ def test_published_sizes_in_pixels():
     assert task.input_shapes(config_of("landscapes.unet"))["generator"] == (256, 256, 6)
 
 
+@pytest.mark.parametrize("name", ["faces.attention_hole", "faces.attention_whole"])
+def test_faces_have_one_hole_of_32_pixels_at_least_16_from_the_border(name: str):
+    config = config_of(name)
+    masks = mask_sets.evaluation_masks(task.mask_spec(config), 20, 200, 200, 0).unpack()[..., 0]
+    for mask in masks:
+        rows, columns = np.nonzero(mask)
+        assert mask.sum() == 32 * 32
+        for places in (rows, columns):
+            assert places.max() - places.min() == 31
+            assert places.min() >= 16
+            assert places.max() < 200 - 16
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_networks_can_be_drawn(name: str):
+    assert network_picture.draw_networks(config_of(name)).shape[1] > 300
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("faces.attention_whole", {"generator.skips": False}, r"skips = False does not fit .*attention_unet"),
-        ("faces.attention_whole", {"generator.output": "unit"}, r"'unit' does not fit .*use 'tanh'"),
-        ("faces.attention_whole", {"image_size": 204}, r"config\.image_size = 204 pixels: .* multiples of 8"),
-        ("faces.attention_hole", {"task.window": 0.21}, r"window .* = 42 pixels: .* multiples of 8"),
-        ("completion.glcic", {"image_size": 96}, r"image_size = 96: must be a power of two"),
-        ("completion.glcic", {"discriminator.views": ("full",)}, r"does not fit .*local_global"),
+        (WHOLE, {"generator.skips": False}, r"skips = False does not fit .*attention_unet"),
+        (WHOLE, {"generator.output": "unit"}, r"'unit' does not fit .*use 'tanh'"),
+        (
+            WHOLE,
+            {"image_size": 204},
+            r"config\.image_size = 204: .*attention_unet takes multiples of 8",
+        ),
+        (
+            HOLE,
+            {"task.window": 0.21},
+            r"config\.task\.window = 0\.21 \(42 pixels\): .*multiples of 8",
+        ),
+        (
+            HOLE,
+            {"generator.name": "unet"},
+            r"window = 0\.2 \(40 pixels\): .*unet takes powers of two",
+        ),
+        (
+            HOLE,
+            {"task.fill": "harmonic"},
+            r"\(40 pixels\): config\.task\.fill = 'harmonic' takes powers",
+        ),
+        (
+            HOLE,
+            {"discriminator.name": "patchgan", "task.window": 0.08},
+            r"patchgan takes at least 24",
+        ),
+        (GLCIC, {"image_size": 96}, r"image_size = 96: .*local_global takes powers of two"),
+        (GLCIC, {"task.window": 0.3}, r"window = 0\.3 \(77 pixels\): .*local_global takes powers of two"),
+        (GLCIC, {"discriminator.views": ("full",)}, r"does not fit .*local_global"),
         ("landscapes.encoder_decoder", {"generator.normalisation": "none"}, "use 'batch'"),
     ],
 )

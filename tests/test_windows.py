@@ -97,7 +97,9 @@ def test_a_local_and_global_discriminator_gets_the_picture_and_its_window(pictur
         ({"mask.squares.number": (1, 2)}, "holes may be larger"),
         ({"mask.name": "lines"}, "holes may be larger"),
         ({"discriminator.views": ("whole",)}, r"config\.discriminator\.views = \('whole',\): give"),
+        ({"mask.ratio": (0.1, 0.4)}, r"ratio = \(0\.1, 0\.4\) asks for more than one square"),
         ({"discriminator.condition": "input"}, "condition must be"),
+        ({"discriminator.condition": "input", "discriminator.views": ("full",)}, "condition must be"),
     ],
 )
 def test_windows_that_cannot_be_are_refused(changes: dict, message: str):

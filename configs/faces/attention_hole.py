@@ -43,6 +43,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.mask.name = "squares"
     c.mask.squares.size = (0.16, 0.16)
     c.mask.squares.margin = 0.08
+    c.mask.ratio = (0.0, 0.5)  # one square has 0.0256
     c.task.view = "window"
     c.task.window = 0.2
     c.generator.name = "attention_unet"

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import ml_collections
 
+from inpaint_jax import task
 from inpaint_jax.config import SIZE_MULTIPLES
 from inpaint_jax.models.attention_unet import AttentionUNet
 from inpaint_jax.models.completion import CompletionNetwork
@@ -18,7 +19,7 @@ from inpaint_jax.models.unet import UNet
 
 def _unet(config: ml_collections.ConfigDict, axis_name: str | None) -> nn.Module:
     return UNet(
-        size=config.image_size,
+        size=task.input_shapes(config)["generator"][0],
         width=config.generator.width,
         skips=config.generator.skips,
         norm=config.generator.normalisation,
@@ -122,7 +123,7 @@ def build_discriminator(config: ml_collections.ConfigDict, axis_name: str | None
 
 def size_multiple(config: ml_collections.ConfigDict) -> int:
     """Returns what the height and width of a picture must be multiples of for the generator to take it."""
-    return SIZE_MULTIPLES.get(config.generator.name, 1) or config.image_size
+    return SIZE_MULTIPLES.get(config.generator.name, 1) or task.input_shapes(config)["generator"][0]
 
 
 def _lookup(known: dict[str, Builder], what: str, name: str) -> Builder:
