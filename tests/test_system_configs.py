@@ -1,6 +1,7 @@
 """The configs of completion, faces and landscapes: parameter counts, what each admits, and that each runs."""
 
 import importlib
+import json
 
 import jax
 import numpy as np
@@ -125,10 +126,12 @@ def test_options_that_a_network_does_not_have_are_refused(name: str, changes: di
         config_module.validate(config)
 
 
-def test_completion_goes_on_exactly_after_a_crash_in_its_last_phase(same_after_crashes):
+def test_completion_goes_on_exactly_after_a_crash_in_its_last_phase(same_after_crashes, tmp_path):
     rows = same_after_crashes(config_of("completion.glcic", "tiny"), (8,))
     phases = [row["phase"] for row in rows if row["split"] == "train"]
     assert phases == ["complete"] * 4 + ["judge"] * 2 + ["both"] * 6
+    tested = json.loads((tmp_path / "crashed" / "test" / "results.json").read_text())["train"]
+    assert tested["tested_step"] == tested["steps"] == 12, "the last generator, whichever is the best"
 
 
 @pytest.mark.parametrize(
