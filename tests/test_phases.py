@@ -19,18 +19,15 @@ def config():
     return c
 
 
-# A crash before the first step of each phase, and in the midst of one; all of them take minutes.
-SOME, ALL = (4, 6, 7), tuple(range(2, 9))
-
-
-@pytest.mark.parametrize("crashes", [SOME, pytest.param(ALL, marks=pytest.mark.slow)], ids=["some", "all"])
-def test_counted_phases_go_on_exactly_after_crashes(config, same_after_crashes, crashes):
+# A crash before every step takes minutes; `test_system_configs.py` has one in phases of a published system.
+@pytest.mark.slow
+def test_counted_phases_go_on_exactly_after_crashes_before_every_step(config, same_after_crashes):
     config.epochs = 2
     config.regime.phases.warm = common.phase("reconstruction", steps=3)
     config.regime.phases.judge = common.phase("discriminator", steps=2)
     config.regime.phases.both = common.phase("joint")
     config.regime.sequence = ("warm", "judge", "both")
-    rows = same_after_crashes(config, crashes)
+    rows = same_after_crashes(config, tuple(range(2, 9)))
     assert phases_of(rows) == ["warm"] * 3 + ["judge"] * 2 + ["both"] * 3
     trains = {"warm": {"generator"}, "judge": {"discriminator"}, "both": {"generator", "discriminator"}}
     for row in rows:
