@@ -1,6 +1,6 @@
 """Networks by name: `build_generator(config)`, `build_discriminator(config)`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -31,15 +31,6 @@ def _unet(config: ml_collections.ConfigDict, axis_name: str | None) -> nn.Module
     )
 
 
-def _patchgan(config: ml_collections.ConfigDict, axis_name: str | None) -> nn.Module:
-    return PatchGAN(
-        width=config.discriminator.width,
-        norm=config.discriminator.normalisation,
-        dtype=jnp.dtype(config.dtype),
-        axis_name=axis_name,
-    )
-
-
 def _attention_unet(config: ml_collections.ConfigDict, axis_name: str | None) -> nn.Module:
     del axis_name  # it has no batch statistics
     return AttentionUNet(width=config.generator.width, dtype=jnp.dtype(config.dtype))
@@ -64,24 +55,6 @@ def _encoder_decoder(config: ml_collections.ConfigDict, axis_name: str | None) -
     return EncoderDecoder(width=config.generator.width, dtype=jnp.dtype(config.dtype), axis_name=axis_name)
 
 
-def _small_patch(config: ml_collections.ConfigDict, axis_name: str | None) -> nn.Module:
-    return SmallPatchDiscriminator(
-        width=config.discriminator.width,
-        norm=config.discriminator.normalisation,
-        dtype=jnp.dtype(config.dtype),
-        axis_name=axis_name,
-    )
-
-
-def _local_global(config: ml_collections.ConfigDict, axis_name: str | None) -> nn.Module:
-    return LocalGlobalDiscriminator(
-        width=config.discriminator.width,
-        norm=config.discriminator.normalisation,
-        dtype=jnp.dtype(config.dtype),
-        axis_name=axis_name,
-    )
-
-
 Builder = Callable[[ml_collections.ConfigDict, str | None], nn.Module]
 GENERATORS: dict[str, Builder] = {
     "unet": _unet,
@@ -90,10 +63,11 @@ GENERATORS: dict[str, Builder] = {
     "pooling_unet": _pooling_unet,
     "encoder_decoder": _encoder_decoder,
 }
-DISCRIMINATORS: dict[str, Builder] = {
-    "patchgan": _patchgan,
-    "small_patch": _small_patch,
-    "local_global": _local_global,
+# Discriminators have the same attributes: width, norm, dtype and axis_name.
+DISCRIMINATORS: dict[str, type[nn.Module]] = {
+    "patchgan": PatchGAN,
+    "small_patch": SmallPatchDiscriminator,
+    "local_global": LocalGlobalDiscriminator,
 }
 
 
@@ -118,7 +92,12 @@ def build_discriminator(config: ml_collections.ConfigDict, axis_name: str | None
     """
     if config.discriminator.name == "none":
         return None
-    return _lookup(DISCRIMINATORS, "discriminator", config.discriminator.name)(config, axis_name)
+    return _lookup(DISCRIMINATORS, "discriminator", config.discriminator.name)(
+        width=config.discriminator.width,
+        norm=config.discriminator.normalisation,
+        dtype=jnp.dtype(config.dtype),
+        axis_name=axis_name,
+    )
 
 
 def size_multiple(config: ml_collections.ConfigDict) -> int:
@@ -126,7 +105,7 @@ def size_multiple(config: ml_collections.ConfigDict) -> int:
     return SIZE_MULTIPLES.get(config.generator.name, 1) or task.input_shapes(config)["generator"][0]
 
 
-def _lookup(known: dict[str, Builder], what: str, name: str) -> Builder:
+def _lookup(known: Mapping[str, Callable], what: str, name: str) -> Callable:
     if name not in known:
         raise ValueError(f"config.{what}.name = {name!r}: known names are {', '.join(sorted(known))}")
     return known[name]
