@@ -230,7 +230,15 @@ def many(tmp_path_factory) -> Path:
     return root
 
 
-def test_a_killed_run_leaves_nothing_under_the_name_and_goes_on_to_the_same_data_set(many, tmp_path):
+@pytest.fixture
+def interruptible():
+    """Processes started here take Ctrl-C, even where the tests run in the background and have it ignored."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
+def test_a_killed_run_leaves_nothing_under_the_name_and_goes_on_to_the_same_data_set(many, tmp_path, interruptible):
     settings = CropSettings(size=40, stride=20)
     whole = prepare.prepare(many, tmp_path / "whole", "noise", settings, processes=1)
     out = tmp_path / "killed"
