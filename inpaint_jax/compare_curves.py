@@ -76,7 +76,7 @@ def draw_curves(groups: Sequence[Group]) -> np.ndarray | None:
     scale, low, high = curves.axis_limits(later)
     columns = min(COLUMNS, len(groups))
     lines = -(-len(groups) // columns)
-    with matplotlib.style.context(["default", {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}]):
+    with matplotlib.style.context(["default", curves.STYLE]):
         figure = Figure(figsize=(columns * 3.1, lines * 2.4 + 0.4), dpi=120, layout="constrained")
         panels = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).ravel()
         for axes, group, series in zip(panels, groups, members, strict=False):

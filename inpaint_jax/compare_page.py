@@ -86,7 +86,7 @@ def draw_plot(groups: Sequence[Group]) -> np.ndarray:
     turned = len(ticks) * max(len(line) for tick in ticks for line in tick.splitlines()) > TICK_CHARACTERS
     ticks = [tick.replace("\n", ", ") for tick in ticks] if turned else ticks
     size = (columns * max(4.2, 1.2 + 0.8 * len(groups)), lines * 2.7 + (1.8 if turned else 0.9))
-    with matplotlib.style.context(["default", {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}]):
+    with matplotlib.style.context(["default", curves.STYLE]):
         figure = Figure(figsize=size, dpi=120, layout="constrained")
         panels = figure.subplots(lines, columns, squeeze=False, sharex=True).ravel()
         for axes, metric in zip(panels, metrics, strict=False):
