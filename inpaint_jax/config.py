@@ -76,8 +76,12 @@ _LARGEST_SPLIT = 10_000_000
 _NO_OPTIONS = {"generator.refine": (0,), "generator.residual": (False,)}
 _NETWORKS = {
     "unet": {"generator.output": ("unit", "tanh")},
-    "attention_unet": _NO_OPTIONS
-    | {"generator.output": ("tanh",), "generator.normalisation": ("none",), "generator.skips": (True,)},
+    "attention_unet": {
+        "generator.refine": (0,),
+        "generator.output": ("tanh",),
+        "generator.normalisation": ("none",),
+        "generator.skips": (True,),
+    },
     "completion": _NO_OPTIONS | {"generator.output": ("linear", "tanh"), "generator.skips": (False,)},
     "pooling_unet": _NO_OPTIONS
     | {"generator.output": ("tanh",), "generator.normalisation": ("none",), "generator.skips": (True,)},

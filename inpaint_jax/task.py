@@ -193,11 +193,11 @@ def _view(config: ml_collections.ConfigDict, images: jax.Array, mask: jax.Array)
 def generator_output(
     config: ml_collections.ConfigDict, image: jax.Array, mask: jax.Array, answer: jax.Array
 ) -> jax.Array:
-    """Returns the generator's answer at the size of the image; that to a window is laid over the masked image."""
+    """Returns the generator's answer at the size of the image; that to a window is laid over the known pixels."""
     if config.task.view == "full":
         return answer
     corners = windows.hole_windows(mask, window_side(config))
-    return windows.paste(masked_image(config, image, mask), answer, corners)
+    return windows.paste(image * (1.0 - mask), answer, corners)
 
 
 def complete(image: jax.Array, mask: jax.Array, output: jax.Array) -> jax.Array:

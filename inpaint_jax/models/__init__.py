@@ -33,7 +33,9 @@ def _unet(config: ml_collections.ConfigDict, axis_name: str | None) -> nn.Module
 
 def _attention_unet(config: ml_collections.ConfigDict, axis_name: str | None) -> nn.Module:
     del axis_name  # it has no batch statistics
-    return AttentionUNet(width=config.generator.width, dtype=jnp.dtype(config.dtype))
+    return AttentionUNet(
+        width=config.generator.width, residual=config.generator.residual, dtype=jnp.dtype(config.dtype)
+    )
 
 
 def _completion(config: ml_collections.ConfigDict, axis_name: str | None) -> nn.Module:

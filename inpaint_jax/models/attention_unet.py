@@ -86,10 +86,12 @@ class AttentionUNet(nn.Module):
 
     Attributes:
         width: features at full resolution; twice and four times as many further in.
+        residual: add the first three input channels, the masked image, to the answer; False as published.
         dtype: compute type; parameters and the output are float32.
     """
 
     width: int = 64
+    residual: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -112,6 +114,7 @@ class AttentionUNet(nn.Module):
             return jnp.concatenate([double_bilinear(x, corners_aligned=True), skip], axis=-1)
 
         full, half, quarter = self.width, 2 * self.width, 4 * self.width
+        masked = x[..., :3].astype(jnp.float32)
         x = x.astype(self.dtype)
         skip1 = convolutions(x, "enc1", full, full)
         skip2 = convolutions(halve_by_maximum(skip1), "enc2", half, half)
@@ -121,4 +124,5 @@ class AttentionUNet(nn.Module):
         x = convolutions(joined(x, skip3), "dec3", quarter, quarter)
         x = convolutions(joined(x, skip2), "dec2", half, half)
         x = convolutions(joined(x, skip1), "dec1", full, 3, draws=True)
-        return jnp.tanh(x.astype(jnp.float32))
+        x = jnp.tanh(x.astype(jnp.float32))
+        return jnp.clip(x + masked, -1.0, 1.0) if self.residual else x
