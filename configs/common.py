@@ -150,10 +150,10 @@ def _guard() -> ml_collections.ConfigDict:
 def _optimizer() -> ml_collections.ConfigDict:
     """How parameters move."""
     c = ml_collections.ConfigDict()
-    c.name = "adam"  # adam | sgd | rmsprop | adagrad
+    c.name = "adam"  # adam | sgd (plain) | rmsprop | adagrad (both with PyTorch's constants)
     c.learning_rate = 1e-4  # of the generator, at the top of the schedule
     c.discriminator_rate_ratio = 1.0  # the discriminator's learning rate / the generator's
-    c.b1 = 0.9
+    c.b1 = 0.9  # of adam, as b2
     c.b2 = 0.999
     c.epsilon = 1e-8
     c.clip_norm = 0.0  # global gradient norm per parameter group; 0 = no clipping

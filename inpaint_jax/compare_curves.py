@@ -1,4 +1,4 @@
-"""Curves of compared runs: one loss in training and in validation over the epochs, and the gap between the two."""
+"""Curves of compared runs: one loss in training and in validation over the epochs, or what validation watches."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from inpaint_jax import curves, run_folder
+from inpaint_jax import curves, pages, run_folder
 from inpaint_jax.compare import Group, Run
 
 COLUMNS = 4  # panels side by side
@@ -20,10 +20,15 @@ TRAINING, VALIDATION = curves.COLOURS[1], curves.COLOURS[0]
 Curves = dict[str, curves.Series]  # "train" and "val"
 
 
-def common_term(groups: Sequence[Group]) -> str:
-    """Returns the first loss term that is the same in all groups and needs no discriminator; "" if there is none."""
+def common_value(groups: Sequence[Group]) -> str:
+    """Returns what is drawn: the first loss term that is the same in all groups and needs no discriminator.
+
+    Where there is none, it is the validation value that decides the best checkpoint; "" if that differs too.
+    """
     terms = [_terms(group) for group in groups]
-    return next((name for name, what in terms[0].items() if all(other.get(name) == what for other in terms)), "")
+    shared = (name for name, what in terms[0].items() if all(other.get(name) == what for other in terms))
+    monitors = {group["runs"][0]["config"]["regime.monitor"] for group in groups}
+    return next(shared, monitors.pop() if len(monitors) == 1 else "")
 
 
 def _terms(group: Group) -> dict[str, tuple]:
@@ -34,10 +39,10 @@ def _terms(group: Group) -> dict[str, tuple]:
     return {f"loss/{n}": tuple(config.get(f"losses.{n}.{key}") for key in ("fn", "on", "region", "view")) for n in used}
 
 
-def read_curves(run: Run, term: str) -> Curves:
-    """Returns the curves of a term in training and in validation; without points where a run did not log it."""
+def read_curves(run: Run, name: str) -> Curves:
+    """Returns the curves of a value in training and in validation; without points where a run did not log it."""
     rows = run_folder.read_rows(run["folder"] / run_folder.METRICS)
-    return {split: curves.series_of(rows, split).get(term, ([], [])) for split in ("train", "val")}
+    return {split: curves.series_of(rows, split).get(name, ([], [])) for split in ("train", "val")}
 
 
 def final_gap(series: Curves) -> float | None:
@@ -62,11 +67,11 @@ def draw_curves(groups: Sequence[Group]) -> np.ndarray | None:
     """Draws a panel for each group with the curves of each seed, uint8 (H, W, 3).
 
     Returns:
-        None if the groups have no loss term in common, or no run logged it.
+        None if the groups have no value in common, or no run logged it.
     """
-    if not (term := common_term(groups)):
+    if not (name := common_value(groups)):
         return None
-    members = [[read_curves(run, term) for run in group["runs"]] for group in groups]
+    members = [[read_curves(run, name) for run in group["runs"]] for group in groups]
     every = [points for series in members for one in series for points in one.values() if points[0]]
     last = max((epochs[-1] for epochs, _ in every), default=0.0)
     # Losses fall steeply in the first epochs, which would flatten what comes after.
@@ -88,11 +93,17 @@ def draw_curves(groups: Sequence[Group]) -> np.ndarray | None:
             axes.tick_params(labelbottom=True)
             axes.set_xlabel("epoch")
         for axes in panels[::columns]:
-            axes.set_ylabel(f"{term.removeprefix('loss/')} loss")
+            axes.set_ylabel(_axis_label(name))
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         return np.array(canvas.buffer_rgba())[..., :3]
+
+
+def _axis_label(name: str) -> str:
+    if name.startswith("loss/"):
+        return f"{name.removeprefix('loss/')} loss"
+    return f"{pages.label(name)} (validation)"
 
 
 def _draw_panel(axes: Axes, group: Group, series: Sequence[Curves]) -> None:

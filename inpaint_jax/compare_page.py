@@ -34,7 +34,7 @@ def write_comparison(groups: Sequence[Group], out: Path, page: bool) -> list[dic
     run_folder.write_text(out / CSV, compare.csv_text(rows))
     image_files.write_png(out / PLOT, draw_plot(groups))
     _write_or_remove(
-        out / CURVES, compare_curves.draw_curves(groups), "the groups train on no loss in common, or logged none"
+        out / CURVES, compare_curves.draw_curves(groups), "the groups watch no value in common, or logged none"
     )
     _write_or_remove(out / WALL, draw_wall(groups), "the runs have no test pictures in common")
     if page:

@@ -184,6 +184,10 @@ def test_generator_equals_the_reference(height, width):
     expected = reference_generator(x.astype(np.float64), double(variables["params"]))
     assert 0.2 < np.abs(expected).mean() < 0.8
     np.testing.assert_allclose(apply(module, variables, x, train=False), expected, rtol=1e-4, atol=1e-5)
+    added = np.clip(expected + x[..., :3], -1, 1)
+    assert 0.2 < (np.abs(added) < 1).mean() < 0.9, "some of it is clipped, some is not"
+    residual = AttentionUNet(width=4, residual=True)
+    np.testing.assert_allclose(apply(residual, variables, x, train=False), added, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

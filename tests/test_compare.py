@@ -103,7 +103,7 @@ def test_curves_show_each_seed_and_the_gap_between_training_and_validation(runs:
     for folder in ("fast/seed0", "slow/seed4"):
         (runs / folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     groups = groups_of(runs)
-    assert compare_curves.common_term(groups) == "loss/cosine"
+    assert compare_curves.common_value(groups) == "loss/cosine"
     series = compare_curves.read_curves(groups[0]["runs"][0], "loss/cosine")
     assert compare_curves.final_gap(series) == pytest.approx(2.0)
     picture = compare_curves.draw_curves(groups)
@@ -114,12 +114,20 @@ def test_curves_show_each_seed_and_the_gap_between_training_and_validation(runs:
 
 
 @pytest.mark.parametrize(("field", "value"), [("weight", 0.0), ("fn", "mse"), ("region", "full")])
-def test_groups_without_a_loss_in_common_have_no_curves(runs: Path, field: str, value: float | str):
+def test_groups_without_a_loss_in_common_have_curves_of_what_validation_watches(
+    runs: Path, field: str, value: float | str
+):
     groups = groups_of(runs)
     config = groups[1]["runs"][0]["config"]
     for key in [key for key in config if key.startswith("losses.") and key.endswith(f".{field}")]:
         config[key] = value
-    assert compare_curves.common_term(groups) == ""
+    assert compare_curves.common_value(groups) == "angular_error_deg_hole"
+    assert compare_curves.draw_curves(groups) is None, "these runs logged nothing"
+    rows = [{"step": 1, "epoch": n, "split": "val", "angular_error_deg_hole": 9.0 - n} for n in (1, 2, 3)]
+    (runs / "fast/seed0/metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert compare_curves.draw_curves(groups).std() > 0
+    config["regime.monitor"] = "psnr_db_hole"
+    assert compare_curves.common_value(groups) == ""
     assert compare_curves.draw_curves(groups) is None
 
 

@@ -53,8 +53,8 @@ def test_groups_split_the_pretrained_encoder_from_the_rest():
     [
         ("adam", lambda: optax.adam(0.5, b1=0.5, b2=0.9, eps=1e-3)),
         ("sgd", lambda: optax.sgd(0.5)),
-        ("rmsprop", lambda: optax.rmsprop(0.5, decay=0.9, eps=1e-3)),
-        ("adagrad", lambda: optax.adagrad(0.5, initial_accumulator_value=0.1, eps=1e-3)),
+        ("rmsprop", lambda: optax.rmsprop(0.5, decay=0.99, eps=1e-3, eps_in_sqrt=False)),
+        ("adagrad", lambda: optax.adagrad(0.5, initial_accumulator_value=0.0, eps=1e-6)),
     ],
 )
 def test_optimisers_are_those_of_optax_times_the_rate_scale(settings, name, reference):
@@ -67,6 +67,22 @@ def test_optimisers_are_those_of_optax_times_the_rate_scale(settings, name, refe
         updates, state = ours.update(gradients, state, params, lr_scale=jnp.float32(scale))
         expected, expected_state = theirs.update(gradients, expected_state, params)
         np.testing.assert_allclose(updates["a"], scale * expected["a"], rtol=1e-6)
+
+
+def test_rmsprop_and_adagrad_are_those_of_pytorch(settings):
+    settings.learning_rate = 1e-3
+    gradients = np.random.default_rng(0).normal(0, 1e-3, (5, 7))
+    squares = {"rmsprop": np.zeros(7), "adagrad": np.zeros(7)}
+    for name in squares:
+        settings.name = name
+        optimizer = optim.make_optimizer(settings, "generator/rest", 10)
+        state = optimizer.init({"a": jnp.zeros(7)})
+        for gradient in gradients:
+            kept, added = (0.99, 0.01) if name == "rmsprop" else (1.0, 1.0)
+            squares[name] = kept * squares[name] + added * gradient**2
+            updates, state = optimizer.update({"a": jnp.float32(gradient)}, state, lr_scale=jnp.float32(1.0))
+            expected = -1e-3 * gradient / (np.sqrt(squares[name]) + 1e-8)
+            np.testing.assert_allclose(updates["a"], expected, rtol=1e-4)
 
 
 def test_clipping_bounds_the_gradient_before_the_optimiser(settings):

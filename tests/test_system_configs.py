@@ -16,6 +16,7 @@ PARAMETERS = {
     "completion.glcic": (6_066_179, 45_056_769),
     "faces.attention_hole": (4_880_836, 35_553),
     "faces.attention_whole": (1_221_860, 35_553),
+    "faces.attention_cosine": (4_880_836, 35_553),
     "landscapes.unet": (2_662_659, 0),
     "landscapes.encoder_decoder": (744_387, 0),
 }
@@ -65,7 +66,7 @@ def test_published_sizes_in_pixels():
     assert task.input_shapes(config_of("landscapes.unet"))["generator"] == (256, 256, 6)
 
 
-@pytest.mark.parametrize("name", ["faces.attention_hole", "faces.attention_whole"])
+@pytest.mark.parametrize("name", [HOLE, WHOLE, "faces.attention_cosine"])
 def test_faces_have_one_hole_of_32_pixels_at_least_16_from_the_border(name: str):
     config = config_of(name)
     masks = mask_sets.evaluation_masks(task.mask_spec(config), 20, 200, 200, 0).unpack()[..., 0]
@@ -139,6 +140,7 @@ def test_completion_goes_on_exactly_after_a_crash_in_its_last_phase(same_after_c
     [
         "faces.attention_hole",
         pytest.param("faces.attention_whole", marks=pytest.mark.slow),
+        "faces.attention_cosine",
         "landscapes.unet",
         pytest.param("landscapes.encoder_decoder", marks=pytest.mark.slow),
     ],

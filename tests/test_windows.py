@@ -79,6 +79,18 @@ def test_the_hole_variant_sees_the_window_and_pastes_its_answer_back(pictures):
     np.testing.assert_array_equal(task.generator_output(config, hidden, mask, answer), output)
 
 
+def test_a_window_is_filled_smoothly_in_pictures_of_any_size():
+    config = attention_hole.get_config("tiny")
+    config.task.fill = "harmonic"
+    image, mask = np.full((1, 40, 40, 3), 0.5, np.float32), np.zeros((1, 40, 40, 1), np.float32)
+    mask[0, 16:24, 16:24] = 1
+    config.image_size, config.task.window = 40, 0.4
+    seen = np.asarray(task.generator_input(config, image * (1 - mask), mask))[..., :3]
+    np.testing.assert_allclose(seen, 0.5, atol=1e-6)
+    completed = task.complete(image, mask, task.generator_output(config, image * (1 - mask), mask, seen))
+    np.testing.assert_allclose(completed, image, atol=1e-6)
+
+
 def test_a_local_and_global_discriminator_gets_the_picture_and_its_window(pictures):
     config = glcic.get_config("tiny")
     image, mask, corners = pictures
