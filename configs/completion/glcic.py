@@ -69,6 +69,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 def quick(c: ml_collections.ConfigDict) -> None:
     """Shrinks to a few minutes on two CPU cores, test included, on windows of embedded photographs."""
     common.quick_photographs(c)
+    c.generator.width = 16
     c.max_steps = 0
     c.regime.phases.complete.steps = 900
     c.regime.phases.judge.steps = 100

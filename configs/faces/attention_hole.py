@@ -64,13 +64,13 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
 
 def quick(c: ml_collections.ConfigDict) -> None:
-    """Shrinks either variant to a few minutes on two CPU cores, test included, on windows of embedded photographs."""
+    """Shrinks any variant to a few minutes on two CPU cores, test included, on windows of embedded photographs."""
     common.quick_photographs(c)
     _shrink_hole(c)
 
 
 def tiny(c: ml_collections.ConfigDict) -> None:
-    """Shrinks either variant to seconds, for tests."""
+    """Shrinks any variant to seconds, for tests."""
     common.tiny(c)
     _shrink_hole(c)
 

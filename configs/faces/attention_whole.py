@@ -25,4 +25,10 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.task.window = 0.0
     c.generator.width = 32
     c.discriminator.views = ("full",)
-    return common.finish(c, arg, {"quick": attention_hole.quick, "tiny": attention_hole.tiny})
+    return common.finish(c, arg, {"quick": quick, "tiny": attention_hole.tiny})
+
+
+def quick(c: ml_collections.ConfigDict) -> None:
+    """Shrinks to a few minutes on two CPU cores; half the width of the other variant, as in full."""
+    attention_hole.quick(c)
+    c.generator.width //= 2
