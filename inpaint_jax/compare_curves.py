@@ -110,9 +110,10 @@ def _draw_panel(axes: Axes, group: Group, series: Sequence[Curves]) -> None:
     for number, (run, one) in enumerate(zip(group["runs"], series, strict=True)):
         labels = ("training", "validation", "tested generator") if number == 0 else (None, None, None)
         epochs, values = one["train"]
-        smooth = running_mean(values, len(values) // SMOOTHED)
-        axes.plot(epochs, running_mean(values, 1), color=TRAINING, linewidth=0.5, alpha=0.3, zorder=1)
-        axes.plot(epochs, smooth, color=TRAINING, linewidth=1.2, label=labels[0], zorder=2)
+        if epochs:  # of a validation metric there are none
+            smooth = running_mean(values, len(values) // SMOOTHED)
+            axes.plot(epochs, running_mean(values, 1), color=TRAINING, linewidth=0.5, alpha=0.3, zorder=1)
+            axes.plot(epochs, smooth, color=TRAINING, linewidth=1.2, label=labels[0], zorder=2)
         epochs, values = one["val"]
         axes.plot(epochs, running_mean(values, 1), color=VALIDATION, linewidth=1.2, label=labels[1], zorder=3)
         train = run["results"].get("train", {})

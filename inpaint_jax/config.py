@@ -124,7 +124,7 @@ _RANGES = {
     "ema_decay": (0.0, 0.9999999),
     "task.window": (0.0, 1.0),
     "discriminator.real_label": (0.5, 1.0),
-    "discriminator.accuracy_limit": (0.0, 1.0),
+    "discriminator.accuracy_limit": (0.5, 1.0),
     "guard.surge_factor": (0.0, 1e6),
     "regime.reaction_factor": (0.0, 1e3),
 }

@@ -99,7 +99,8 @@ def cross_entropy(prediction: jax.Array, target: jax.Array, weight: jax.Array) -
     """Cross-entropy of each channel as a probability, -t log p - (1 - t) log(1 - p); images in [0, 1].
 
     p = clip(prediction, 1e-3, 1 - 1e-3). Least at p = t, where it is the entropy of t, not 0; for t in a margin, at its
-    end. Predictions outside of [1e-3, 1 - 1e-3] have no gradient.
+    end. Predictions outside of [1e-3, 1 - 1e-3] have no gradient. Across the channels of a pixel, as a softmax, it
+    could not tell bright from dark.
     """
     p = jnp.clip(prediction.astype(jnp.float32), PROBABILITY_MARGIN, 1.0 - PROBABILITY_MARGIN)
     return _mean_in_region(-target * jnp.log(p) - (1.0 - target) * jnp.log1p(-p), weight)

@@ -63,20 +63,25 @@ def _validate_window(config: ml_collections.ConfigDict) -> None:
             'config.discriminator.condition must be "none" where config.task.view or config.discriminator.views has a '
             "window"
         )
-    if config.task.view == "window":
-        squares = config.mask.squares
-        single = config.mask.name == "squares" and squares.number[1] == 1
-        if not single or squares.size[1] * config.image_size > side:
+    squares = config.mask.squares
+    single = config.mask.name == "squares" and squares.number[1] == 1
+    if config.task.view == "window" and not single:
+        raise ValueError(
+            f"the generator works on a window of {side} pixels (config.task.view), and holes may be larger: set "
+            'config.mask.name = "squares" with one square that fits'
+        )
+    if "window" in (*views, config.task.view) and single:
+        if squares.size[1] * config.image_size > side:
             raise ValueError(
-                f"the generator works on a window of {side} pixels (config.task.view), and holes may be larger: set "
-                'config.mask.name = "squares" with one square that fits, or widen config.task.window'
+                f"config.mask.squares.size = {tuple(squares.size)} has squares larger than the window of {side} pixels "
+                "around them: widen config.task.window"
             )
         # Squares are added until the least ratio is reached, and two would not fit the window.
         if config.mask.ratio[0] > squares.size[0] ** 2:
             raise ValueError(
                 f"config.mask.ratio = {tuple(config.mask.ratio)} asks for more than one square of "
-                f"config.mask.squares.size = {tuple(squares.size)}, and the generator works on the window of one "
-                "(config.task.view): lower the first ratio to 0"
+                f"config.mask.squares.size = {tuple(squares.size)}, and the window around the hole is for one: lower "
+                "the first ratio to 0"
             )
 
 

@@ -13,7 +13,7 @@ from flax import traverse_util
 
 from configs import common
 from inpaint_jax import config as config_module
-from inpaint_jax import models, run_folder
+from inpaint_jax import models, run_folder, task
 from inpaint_jax.state import initial_variables
 
 WEIGHTS, CONFIG = "generator.safetensors", "config.json"
@@ -35,7 +35,7 @@ def save_generator(folder: Path, variables: dict, config: ml_collections.ConfigD
     safetensors.numpy.save_file(flat, temporary, metadata={"format": "flax, kernels HWIO"})
     temporary.replace(folder / WEIGHTS)
     description = {
-        "native_size": config.image_size,
+        "native_size": task.input_shapes(config)["generator"][0],
         "size_multiple": models.size_multiple(config),
         "hashes": config_module.hashes(config),
         "config": json.loads(config_module.to_json(config)),

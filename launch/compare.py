@@ -4,8 +4,8 @@
     python launch/compare.py runs/a runs/b --out runs/a_and_b --html
 
 The runs must have been tested on the same pictures with the same masks. Writes compare.csv, compare.png (a box plot),
-curves.png (a loss in training and validation), wall.png (test pictures side by side) and with --html one page,
-compare.html. Exit codes: 0 written; 1 an error with a message; 2 wrong usage.
+curves.png (a loss in training and validation, or what validation watches), wall.png (test pictures side by side) and
+with --html one page, compare.html. Exit codes: 0 written; 1 an error with a message; 2 wrong usage.
 """
 
 import logging

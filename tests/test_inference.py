@@ -13,26 +13,38 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from configs import unet_cosine
+from configs.faces import attention_cosine
 from inpaint_jax import fills, inference, models, task, weights
 
 COMMAND = Path(__file__).parents[1] / "launch" / "inpaint.py"
 CONFIG = unet_cosine.get_config("tiny")
 
 
+WINDOWED = attention_cosine.get_config("tiny")  # pictures of 32x32, windows of 16x16
+
+
+def random_variables(config) -> dict:
+    random = np.random.default_rng(0)
+    image = jax.ShapeDtypeStruct((1, *task.input_shapes(config)["generator"]), jnp.float32)
+    generator = models.build_generator(config)
+    shapes = jax.eval_shape(lambda key, x: generator.init(key, x, train=False), jax.random.key(0), image)
+    return {
+        "params": jax.tree.map(lambda x: random.uniform(-0.2, 0.2, x.shape).astype(np.float32), shapes["params"]),
+        "batch_stats": jax.tree.map(lambda x: np.ones(x.shape, np.float32), shapes.get("batch_stats", {})),
+    }
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A run folder with a generator of random weights."""
-    random = np.random.default_rng(0)
-    image = jax.ShapeDtypeStruct((1, CONFIG.image_size, CONFIG.image_size, task.input_channels(CONFIG)), jnp.float32)
-    generator = models.build_generator(CONFIG)
-    shapes = jax.eval_shape(lambda key, x: generator.init(key, x, train=False), jax.random.key(0), image)
-    variables = {
-        "params": jax.tree.map(lambda x: random.uniform(-0.2, 0.2, x.shape).astype(np.float32), shapes["params"]),
-        "batch_stats": jax.tree.map(lambda x: np.ones(x.shape, np.float32), shapes["batch_stats"]),
-    }
     path = tmp_path_factory.mktemp("run")
-    weights.save_generator(path / "generator", variables, CONFIG)
+    weights.save_generator(path / "generator", random_variables(CONFIG), CONFIG)
     return path
+
+
+@pytest.fixture(scope="module")
+def windowed():
+    return inference.Inpainter(WINDOWED, random_variables(WINDOWED))
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +93,31 @@ def test_native_size_is_the_generators_own_output(folder, inpainter):
     difference = inpainter(image, mask).astype(float) - np.where(mask[..., None] == 1, (output + 1) * 127.5, image)
     # Half a level of rounding, and a little for the other order of the sums.
     assert np.abs(difference).max() < 0.51
+
+
+@pytest.mark.parametrize("corner", [(10, 7), (0, 24), (24, 24)], ids=str)
+def test_a_model_of_windows_fills_as_in_its_test(windowed, corner):
+    image, _ = example(32, 32)
+    mask = np.zeros((32, 32), np.uint8)
+    mask[corner[0] : corner[0] + 8, corner[1] : corner[1] + 8] = 1
+    tested = task.evaluation_example(WINDOWED, {"image": image[None], "mask": mask[None, ..., None]})
+    seen = task.generator_input(WINDOWED, **tested)
+    answer = models.build_generator(WINDOWED).apply(random_variables(WINDOWED), seen, train=False)
+    completed = task.complete(**tested, output=task.generator_output(WINDOWED, **tested, answer=answer))
+    difference = windowed(image, mask).astype(int) - np.asarray(task.to_uint8(completed, (-1.0, 1.0)))[0]
+    assert np.abs(difference).max() <= 1, "the other order of the sums"
+    assert (difference != 0).mean() < 0.01
+
+
+def test_a_model_of_windows_fills_each_hole_by_itself(windowed):
+    image, _ = example(60, 90)
+    one, other = np.zeros((2, 60, 90), np.uint8)
+    one[3:15, 5:12], other[44:60, 80:90] = 1, 1
+    filled = windowed(image, one | other)
+    expected = np.where(one[..., None] == 1, windowed(image, one), windowed(image, other))
+    np.testing.assert_array_equal(filled, expected)
+    with pytest.raises(ValueError, match="a hole is 17x4 pixels, and this model fills holes within 16x16"):
+        windowed(image, np.pad(np.ones((4, 17), np.uint8), ((0, 56), (0, 73))))
 
 
 @pytest.mark.parametrize(

@@ -220,10 +220,13 @@ def test_generator_loss_sums_weighted_terms_and_reports_each():
     np.testing.assert_allclose(total, sum(terms[name].weight * value for name, value in expected.items()), rtol=1e-5)
 
 
-def test_discriminator_loss_wants_real_up_and_fake_down():
+@pytest.mark.parametrize("real_label", [1.0, 0.9])
+def test_discriminator_loss_wants_real_up_and_fake_down(real_label):
     real, fake = np.array([1.0, -2.0]).reshape(2, 1, 1, 1), np.array([0.5, 3.0]).reshape(2, 1, 1, 1)
-    total, parts = losses.discriminator_loss(*f32(real, fake), 1.0)
-    expected_real, expected_fake = np.log1p(np.exp(-real)).mean(), np.log1p(np.exp(fake)).mean()
+    total, parts = losses.discriminator_loss(*f32(real, fake), real_label)
+    softplus = {"real": np.log1p(np.exp(-real)).mean(), "not real": np.log1p(np.exp(real)).mean()}
+    expected_real = real_label * softplus["real"] + (1 - real_label) * softplus["not real"]
+    expected_fake = np.log1p(np.exp(fake)).mean()
     np.testing.assert_allclose(parts["loss/discriminator_real"], expected_real, rtol=1e-6)
     np.testing.assert_allclose(parts["loss/discriminator_fake"], expected_fake, rtol=1e-6)
     np.testing.assert_allclose(total, expected_real + expected_fake, rtol=1e-6)

@@ -337,12 +337,12 @@ def test_unknown_names_fail_before_anything_is_compiled(tiny_config):
 
 def test_a_discriminator_that_is_too_accurate_stands_still_and_the_generator_goes_on(batch, make_state):
     config = simplify(unet_cosine.get_config("tiny"))
-    config.discriminator.accuracy_limit = 0.25
+    config.discriminator.accuracy_limit = 0.5
     system = step.make_system(config, 10, axis_name=None)
     state = begin(system, make_state)
     train = jax.jit(step.make_train_step(system, "joint"), compiler_options=FAST_COMPILATION)
     new, metrics = train(state, {}, batch)
-    assert float(metrics["discriminator/accuracy"]) > 0.25
+    assert float(metrics["discriminator/accuracy"]) > 0.5
     assert float(metrics["discriminator/held"]) == 1
     assert float(metrics["update_norm/discriminator"]) == 0 < float(metrics["update_norm/generator/rest"])
     for room in ("params", "stats"):

@@ -115,6 +115,16 @@ def test_training_examples_follow_the_slot_alone(tiny_config, make_batch, value_
     assert float(whole["image"].max()) <= value_range[1] + 1e-6
 
 
+def test_pictures_with_an_upper_side_are_flipped_and_never_turned(tiny_config, make_batch):
+    tiny_config.data.kind, tiny_config.data.turns = "photographs", False
+    batch = make_batch(12, 32)
+    drawn = np.asarray(task.to_uint8(task.training_example(tiny_config, batch)["image"], (-1.0, 1.0)))
+    same = [np.array_equal(*pair) for pair in zip(drawn, batch["image"], strict=True)]
+    flipped = [np.array_equal(new, old[:, ::-1]) for new, old in zip(drawn, batch["image"], strict=True)]
+    assert np.logical_xor(same, flipped).all()
+    assert 0 < sum(flipped) < 12
+
+
 def test_masks_of_the_batch_are_used_as_they_are(tiny_config, make_batch):
     tiny_config.data.augment = False
     mask = (np.random.default_rng(0).uniform(size=(2, 32, 32, 1)) < 0.5).astype(np.uint8)

@@ -105,8 +105,8 @@ def test_a_local_and_global_discriminator_gets_the_picture_and_its_window(pictur
     ("changes", "message"),
     [
         ({"task.window": 0.1}, r"config\.task\.window = 0\.1 makes a window of 3 pixels: it must have from 8 to"),
-        ({"mask.squares.size": (0.2, 0.6)}, r"a window of 16 pixels \(config\.task\.view\), and holes may be larger"),
-        ({"mask.squares.number": (1, 2)}, "holes may be larger"),
+        ({"mask.squares.size": (0.2, 0.6)}, r"size = \(0\.2, 0\.6\) has squares larger than the window of 16 pixels"),
+        ({"mask.squares.number": (1, 2)}, r"a window of 16 pixels \(config\.task\.view\), and holes may be larger"),
         ({"mask.name": "lines"}, "holes may be larger"),
         ({"discriminator.views": ("whole",)}, r"config\.discriminator\.views = \('whole',\): give"),
         ({"mask.ratio": (0.1, 0.4)}, r"ratio = \(0\.1, 0\.4\) asks for more than one square"),
@@ -116,6 +116,22 @@ def test_a_local_and_global_discriminator_gets_the_picture_and_its_window(pictur
 )
 def test_windows_that_cannot_be_are_refused(changes: dict, message: str):
     config = attention_hole.get_config("tiny")
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(ValueError, match=message):
+        task.validate_task(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mask.squares.size": (0.25, 0.6)}, "squares larger than the window of 128 pixels"),
+        ({"mask.ratio": (0.1, 0.4)}, "asks for more than one square"),
+    ],
+)
+def test_a_local_discriminator_has_one_hole_that_fits_its_window(changes: dict, message: str):
+    config = glcic.get_config()
+    config.mask.squares.size = (0.1, 0.2)  # of any size up to the window's, without a further setting
+    task.validate_task(config)
     config.update_from_flattened_dict(changes)
     with pytest.raises(ValueError, match=message):
         task.validate_task(config)

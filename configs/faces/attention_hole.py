@@ -12,14 +12,22 @@ pixels at least 16 from the border, a context of 4 pixels around each; loss 1 ad
 The window of 40x40 pixels around the hole is cut out, filled and pasted back. The page says that the input has three
 channels; the parameters say four: the picture without its hole, and the mask.
 
-Not published, and chosen here: losses are taken in the hole of the completed picture; the discriminator sees the same
-window as the generator; pictures are cut to the centre square before they are scaled (the published program squeezes
-them); left-right flips; the last generator is tested. The published program also has these, which its page does not
-list:
+Chosen here, where the page leaves it open or the published program does otherwise:
+
+  - Losses are means over the hole of the completed picture. The program's are means over more of the picture, so that
+    its weight of 100 pulls less against the adversarial loss than ours does.
+  - Edges are signed differences of Sobel gradients (`losses.edge`); the program compares magnitudes over their maximum.
+  - The discriminator sees the window that the generator sees.
+  - Pictures are cut to the centre square before they are scaled; the program squeezes them. Left-right flips.
+  - The last generator is tested.
+
+The program also clips gradients, lowers the real label, and leaves out updates of a discriminator that is right too
+often, in its mean over many batches, where ours looks at the batch at hand:
 
     --config.optimizer.clip_norm=1.0 --config.discriminator.real_label=0.9 --config.discriminator.accuracy_limit=0.8
 
 Holes of other sizes: --config.mask.squares.size="(0.08,0.16)" (shares of the side; the window must hold the largest).
+In training too at one place: --config.mask.squares.positions="((0.5,0.4),)". The stored test holes never move.
 """
 
 import ml_collections

@@ -14,6 +14,9 @@ of 32, mean squared error, 20 epochs. Its author found Adam a little better than
 horrible at this rate; L1 the best loss, Poisson close, the KL divergence worst; this network far better than
 encoder_decoder. The shapes of the masks stayed visible.
 
+The recipe's crops are of free photographs; the original's were of two sets on Kaggle, Landscape Pictures and Landscape
+Recognition Image Dataset, which anyone can download there: launch/prepare_data.py --source cuts crops of them too.
+
 The output's tanh meets pictures in [0, 1], as published; losses that need positive values clip it, as `losses.py` says.
 
 The recipe's set has 674 pictures for training, the original had 10,000: 20 epochs are 420 steps here instead of 6,250.

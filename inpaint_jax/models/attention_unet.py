@@ -29,7 +29,11 @@ class SelfAttention(nn.Module):
 
     Zhang et al. 2019, section 3, without the last 1x1 convolution of theirs: logits are plain
     products of queries and keys (C/8 channels), not divided by a square root; values have all C channels. The scalar
-    parameter ``gamma`` starts at 0, so a new network has none of it. Memory grows with (H W)^2.
+    parameter ``gamma`` starts at 0, so a new network has none of it.
+
+    Memory grows with (H W)^2, and is small here: of the network at width 64 on 256x256 pixels, whose 32x32 positions
+    it sees, forward and backward it takes 16 of 356 MiB a picture (compiled for a CPU, float32). So it is written
+    plainly; ``jax.nn.dot_product_attention`` takes no values wider than the keys.
 
     Attributes:
         dtype: compute and output dtype; parameters and the softmax are float32.
