@@ -12,17 +12,17 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from inpaint_jax import compare, compare_curves, curves, image_files, pages, run_folder
+from inpaint_jax.baselines import baselines_for
 from inpaint_jax.compare import Group
 from inpaint_jax.metrics import direction_of
 
 log = logging.getLogger("inpaint_jax")
 
 CSV, PLOT, CURVES, WALL, PAGE = "compare.csv", "compare.png", "curves.png", "wall.png", "compare.html"
-WALL_ROWS = 8
+WALL_COLUMNS = 8
 PICTURE_BYTES = 4_000_000  # of the page that one picture may take; beyond, it is made smaller
 # Baselines beyond the runs are left out of a panel if showing them would leave the runs less than this share of it.
 RUNS_SHARE = 1 / 8
-TICK_CHARACTERS = 40  # below a panel of the least width; longer labels are turned
 
 
 def write_comparison(groups: Sequence[Group], out: Path, page: bool) -> list[dict]:
@@ -80,25 +80,19 @@ def draw_plot(groups: Sequence[Group]) -> np.ndarray:
     first = groups[0]["runs"][0]["results"]
     metrics = [metric for metric in pages.METRICS if metric.endswith("_hole") and metric in first["metrics"]]
     metrics += [metric for metric in first["metrics"] if metric.endswith("_hole") and metric not in metrics]
-    columns = min(3 if len(metrics) > 4 else 2, len(metrics))
+    columns = min(3, len(metrics))
     lines = -(-len(metrics) // columns)
-    ticks = _tick_labels(groups, "\n")
-    turned = len(ticks) * max(len(line) for tick in ticks for line in tick.splitlines()) > TICK_CHARACTERS
-    ticks = [tick.replace("\n", ", ") for tick in ticks] if turned else ticks
-    size = (columns * max(4.2, 1.2 + 0.8 * len(groups)), lines * 2.7 + (1.8 if turned else 0.9))
+    labels = _group_labels(groups)
+    size = (columns * 3.2 + 0.065 * max(map(len, labels)), lines * (0.9 + 0.3 * len(groups)) + 0.4)
     with matplotlib.style.context(["default", curves.STYLE]):
         figure = Figure(figsize=size, dpi=120, layout="constrained")
-        panels = figure.subplots(lines, columns, squeeze=False, sharex=True).ravel()
+        panels = figure.subplots(lines, columns, squeeze=False, sharey=True).ravel()
         for axes, metric in zip(panels, metrics, strict=False):
             _draw_panel(axes, groups, first["baselines"], metric)
         for axes in panels[len(metrics) :]:
             axes.set_visible(False)
-        for number in range(max(0, len(metrics) - columns), len(metrics)):
-            style = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if turned else {}
-            panels[number].tick_params(labelbottom=True)
-            panels[number].set_xticks(range(1, len(groups) + 1), ticks, **style)
-            for tick in panels[number].get_xticklabels():  # above an empty place they hang into it
-                tick.set_in_layout(number + columns >= len(panels))
+        panels[0].set_yticks(range(1, len(groups) + 1), labels)
+        panels[0].set_ylim(len(groups) + 0.6, 0.4)  # the first group at the top
         shown = {}  # name -> line, of those that any panel shows
         for axes in panels:
             shown |= {name: line for line, name in zip(*axes.get_legend_handles_labels(), strict=True)}
@@ -108,10 +102,10 @@ def draw_plot(groups: Sequence[Group]) -> np.ndarray:
         return np.array(canvas.buffer_rgba())[..., :3]
 
 
-def _tick_labels(groups: Sequence[Group], separator: str) -> list[str]:
+def _group_labels(groups: Sequence[Group]) -> list[str]:
     """Returns the groups' labels; a config's name that all have in common says nothing there."""
     common = len(groups) > 1 and len({group["config"] for group in groups}) == 1
-    return [separator.join(group["lines"][1 if common else 0 :]) for group in groups]
+    return [", ".join(group["lines"][1 if common else 0 :]) for group in groups]
 
 
 def _draw_panel(axes: Axes, groups: Sequence[Group], baselines: dict[str, dict], metric: str) -> None:
@@ -119,60 +113,70 @@ def _draw_panel(axes: Axes, groups: Sequence[Group], baselines: dict[str, dict],
     fills = {name: values[metric] for name, values in baselines.items()}
     low, high = panel_limits([value for values in members for value in values], list(fills.values()))
     margin = 0.06 * (high - low) or 0.05 * abs(high) or 0.5
-    bottom, top = low - margin, high + margin
-    axes.set_ylim(bottom, top)
-    axes.set_xlim(0.4, len(groups) + 0.6)
+    left, right = low - margin, high + margin
+    axes.set_xlim(left, right)
     for number, (name, value) in enumerate(fills.items()):
         style = {"color": curves.COLOURS[number % len(curves.COLOURS)], "dashes": (2 + 2 * number, 2), "linewidth": 1.2}
-        if bottom <= value <= top:
-            axes.axhline(value, label=pages.METHODS.get(name, name), zorder=1, **style)
-    boxes = axes.boxplot(members, widths=0.5, showfliers=False, patch_artist=True, manage_ticks=False, zorder=2)
+        if left <= value <= right:
+            axes.axvline(value, label=pages.METHODS.get(name, name), zorder=1, **style)
+    boxes = axes.boxplot(
+        members, orientation="horizontal", widths=0.5, showfliers=False, patch_artist=True, manage_ticks=False, zorder=2
+    )
     for box in boxes["boxes"]:
         box.set(facecolor="#dce9f5", alpha=0.8)
     for line in boxes["medians"]:
         line.set(color="black", linewidth=1.5)
     for position, values in enumerate(members, 1):
-        _draw_points(axes, position, values, bottom, top)
+        _draw_points(axes, position, values, left, right)
     direction = pages.BETTER.get(direction_of(metric), "")
     label, unit, decimals = pages.METRICS.get(metric, (metric, "", 4))
-    axes.set_ylabel(f"{label}\n({', '.join(filter(None, (unit, direction)))})")
-    beyond = [f"{pages.METHODS.get(n, n)} {v:.{decimals}f}" for n, v in fills.items() if not bottom <= v <= top]
+    axes.set_xlabel(f"{label}\n({', '.join(filter(None, (unit, direction)))})")
+    beyond = [f"{pages.METHODS.get(n, n)} {v:.{decimals}f}" for n, v in fills.items() if not left <= v <= right]
     if beyond:
         axes.set_title(f"not shown: {', '.join(beyond)}", fontsize=7, color="#444444", loc="right")
 
 
-def _draw_points(axes: Axes, position: int, values: Sequence[float], bottom: float, top: float) -> None:
-    """Draws the single runs of a group, side by side in the order of their seeds; clipped ones as triangles."""
+def _draw_points(axes: Axes, position: int, values: Sequence[float], left: float, right: float) -> None:
+    """Draws the single runs of a group, one below the other in the order of their seeds; clipped ones as triangles."""
     offsets = np.linspace(-0.15, 0.15, len(values)) if len(values) > 1 else [0.0]
     for offset, value in zip(offsets, values, strict=True):
-        x, inside = position + offset, bottom <= value <= top
-        marker, height = ("o", value) if inside else ("^", top) if value > top else ("v", bottom)
+        inside = left <= value <= right
+        marker, place = ("o", value) if inside else (">", right) if value > right else ("<", left)
         axes.plot(
-            x, height, marker, color="black" if inside else "#b30000", markersize=4 if inside else 8, clip_on=False,
-            zorder=4,
+            place, position + offset, marker, color="black" if inside else "#b30000", markersize=4 if inside else 8,
+            clip_on=False, zorder=4,
         )  # fmt: skip
         if not inside:
-            shift = -11 if value > top else 6
+            side, shift = ("right", -7) if value > right else ("left", 7)
             axes.annotate(
-                f"{value:.4g}", (x, height), xytext=(7, shift), textcoords="offset points", color="#b30000", fontsize=8,
-                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5}, zorder=5,
+                f"{value:.4g}", (place, position + offset), xytext=(shift, 0), textcoords="offset points", ha=side,
+                va="center", color="#b30000", fontsize=8, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
+                zorder=5,
             )  # fmt: skip
 
 
-def draw_wall(groups: Sequence[Group], rows: int = WALL_ROWS) -> np.ndarray | None:
-    """Lays the same test pictures side by side: masked, filled by the first seed of each group, truth.
+def draw_wall(groups: Sequence[Group], columns: int = WALL_COLUMNS) -> np.ndarray | None:
+    """Lays the same test pictures one below the other: masked, by OpenCV, by the first seed of each group, truth.
 
     Returns:
         uint8 (H, W, 3), or None if the runs have no test pictures in common.
     """
     folders = [group["runs"][0]["folder"] / run_folder.TEST / "images" for group in groups]
     indices = sorted(set.intersection(*({p.name.split("_")[0] for p in f.glob("*_completed.png")} for f in folders)))
-    chosen, pictures = indices[:rows], []
-    for index in chosen:
-        paths = [folders[0] / f"{index}_masked.png", *(folder / f"{index}_completed.png" for folder in folders)]
-        pictures.append([image_files.read_rgb(path) for path in [*paths, folders[0] / f"{index}_truth.png"]])
-    titles = ["\n".join([*group["lines"], f"seed {group['runs'][0]['seed']}"]) for group in groups]
-    return image_files.picture_grid(pictures, ["masked", *titles, "truth"], chosen) if chosen else None
+    chosen = indices[:columns]
+    if not chosen:
+        return None
+    masked = [image_files.read_rgb(folders[0] / f"{index}_masked.png") for index in chosen]
+    holes = [image_files.read_rgb(folders[0] / f"{index}_mask.png")[..., 0] // 255 for index in chosen]
+    fills = baselines_for(groups[0]["runs"][0]["config"]["data.kind"] == "normal_maps")
+    pictures = {"masked": masked}
+    for name in ("telea", "navier_stokes"):
+        pictures[pages.METHODS[name]] = [fills[name](*pair) for pair in zip(masked, holes, strict=True)]
+    for group, folder in zip(groups, folders, strict=True):
+        title = "\n".join([*group["lines"], f"seed {group['runs'][0]['seed']}"])
+        pictures[title] = [image_files.read_rgb(folder / f"{index}_completed.png") for index in chosen]
+    pictures["truth"] = [image_files.read_rgb(folders[0] / f"{index}_truth.png") for index in chosen]
+    return image_files.picture_grid(list(pictures.values()), chosen, list(pictures))
 
 
 def _write_page(out: Path, groups: Sequence[Group], rows: Sequence[dict]) -> None:
