@@ -150,7 +150,7 @@ def _guard() -> ml_collections.ConfigDict:
 def _optimizer() -> ml_collections.ConfigDict:
     """How parameters move."""
     c = ml_collections.ConfigDict()
-    c.name = "adam"  # adam | sgd (plain) | rmsprop | adagrad (both in PyTorch's form)
+    c.name = "adam"  # adam | sgd (plain) | rmsprop (decay 0.99) | adagrad (from 0)
     c.learning_rate = 1e-4  # of the generator, at the top of the schedule
     c.discriminator_rate_ratio = 1.0  # the discriminator's learning rate / the generator's
     c.b1 = 0.9  # of adam, as b2

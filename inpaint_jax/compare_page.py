@@ -183,13 +183,16 @@ def _write_page(out: Path, groups: Sequence[Group], rows: Sequence[dict]) -> Non
     results = groups[0]["runs"][0]["results"]
     facts = f"{sum(len(g['runs']) for g in groups)} runs in {len(groups)} groups, tested on the same "
     facts += f"{results['images']} pictures with the mask set {results['mask_set']}"
+    overfitting = "A line for each seed; where validation rises while training falls, a run overfits."
+    watched = "What validation watches, a line for each seed; the groups train on no loss in common."
+    drawn = overfitting if compare_curves.common_value(groups).startswith("loss/") else watched
     sections = [
         ("Results", _results_section(rows)),
         ("Box plot", _picture(out / PLOT, "A box for each group, a point for each run, a line for each baseline. A red "
                                           "triangle is a run far outside, with its value.")),
-        ("Training and validation", _picture(out / CURVES, "A line for each seed; where validation rises while "
-                                                           "training falls, a run overfits.")),
-        ("Test pictures", _picture(out / WALL, "The same held-out pictures, filled by the first seed of each group.")),
+        ("Training and validation", _picture(out / CURVES, drawn)),
+        ("Test pictures", _picture(out / WALL, "The same held-out pictures, filled by OpenCV and by the first seed of "
+                                               "each group.")),
         ("Config differences", _differences(groups)),
         ("Runs", _runs(groups)),
     ]  # fmt: skip

@@ -69,7 +69,7 @@ def test_optimisers_are_those_of_optax_times_the_rate_scale(settings, name, refe
         np.testing.assert_allclose(updates["a"], scale * expected["a"], rtol=1e-6)
 
 
-def test_rmsprop_and_adagrad_have_the_form_of_pytorch(settings):
+def test_rmsprop_and_adagrad_begin_and_decay_as_in_pytorch(settings):
     settings.learning_rate = 1e-3
     gradients = np.random.default_rng(0).normal(0, 1, (5, 7)) * np.logspace(-9, 0, 7)
     squares = {"rmsprop": np.zeros(7), "adagrad": np.zeros(7)}
