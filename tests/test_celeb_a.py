@@ -179,7 +179,7 @@ def replace(name: str, old: str, new: str):
         (replace("list_attr_celeba.txt", "000005.jpg  -1", "000005.jpg"), r"line 7 of .*39 values"),
         (replace("list_landmarks_align_celeba.txt", "69\n000003.jpg", "69 000003.jpg"), r"line 4 of .*landmarks"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_damaged_files_are_refused_before_any_work(tmp_path, damage, message):
     folder = write_files(tmp_path / "files", {"train": 3, "validation": 2, "test": 2})

@@ -43,7 +43,7 @@ def config_modules():
         ({"data__split_counts": (20, 6, 6)}, {"config", "group", "resume"}),
         ({"losses__cosine__weight": 1.0}, {"config", "group", "resume"}),
     ],
-    ids=str,
+    ids=lambda value: str(sorted(value)),
 )
 def test_hashes_change_with_what_they_stand_for(changes, changed):
     before, after = config_module.hashes(tiny()), config_module.hashes(tiny(**changes))
