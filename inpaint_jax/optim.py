@@ -41,8 +41,9 @@ def _preconditioner(config: ml_collections.ConfigDict) -> optax.GradientTransfor
     known: dict[str, Callable[[], optax.GradientTransformation]] = {
         "adam": lambda: optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.epsilon),
         "sgd": optax.identity,
-        # With PyTorch's constants but epsilon, as the published comparison had them. Optax's defaults differ enough to
-        # change its outcome: an Adagrad that starts at 0.1 is near SGD here, where squared gradients add up to less.
+        # With PyTorch's constants but epsilon, which the published comparison presumably had: its losses are named as
+        # PyTorch names them. Optax's change the outcome: an Adagrad that starts at 0.1 is near SGD here, where squared
+        # gradients add up to less.
         "rmsprop": lambda: optax.scale_by_rms(decay=0.99, eps=config.epsilon, eps_in_sqrt=False),
         # Squared, as optax adds it under the root.
         "adagrad": lambda: optax.scale_by_rss(initial_accumulator_value=0.0, eps=config.epsilon**2),
