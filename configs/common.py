@@ -37,6 +37,7 @@ def base() -> ml_collections.ConfigDict:
     c.task = _task()
     c.generator = _generator()
     c.discriminator = _discriminator()
+    c.vgg = _vgg()
     c.losses = ml_collections.ConfigDict()  # name: loss_term(...)
     c.regime = _regime()
     c.guard = _guard()
@@ -100,20 +101,22 @@ def _task() -> ml_collections.ConfigDict:
 def _generator() -> ml_collections.ConfigDict:
     """The network that fills."""
     c = ml_collections.ConfigDict()
-    c.name = "unet"  # unet | attention_unet | completion | pooling_unet | encoder_decoder; not each has every option
+    # unet | attention_unet | completion | pooling_unet | encoder_decoder | vgg_unet; not each has every option below
+    c.name = "unet"
     c.width = 64  # features of the outermost level
     c.skips = True  # False: bowtie
     c.normalisation = "batch"  # batch | instance | none
     c.refine = 0  # features of a last full-resolution level that sees the input again; 0 = as published
     c.residual = False  # the network's answer is added to the masked input, filled as task.fill says
     c.output = "unit"  # unit (tanh, then L2 over channels) | tanh | linear (clipped where it is shown)
+    c.dropout = 0.0  # rate in the three innermost levels of the decoder, in training alone
     return c
 
 
 def _discriminator() -> ml_collections.ConfigDict:
     """The network that judges."""
     c = ml_collections.ConfigDict()
-    c.name = "patchgan"  # patchgan | small_patch | local_global | none (generator only)
+    c.name = "patchgan"  # patchgan | small_patch | local_global | vgg | none (generator only)
     c.width = 64  # features of the first layer
     c.normalisation = "batch"  # batch | instance | none
     c.sees = "completed"  # completed (known pixels from the original) | output (the raw output)
@@ -121,6 +124,14 @@ def _discriminator() -> ml_collections.ConfigDict:
     c.condition = "none"  # none | input: the generator's input beside the image
     c.real_label = 1.0  # its target for real images; 0.9 = one-sided label smoothing
     c.accuracy_limit = 1.0  # its update is left out while more of its judgements than this are right; 1 = never
+    return c
+
+
+def _vgg() -> ml_collections.ConfigDict:
+    """VGG16, for the generator "vgg_unet", the discriminator "vgg" and losses with fn "perceptual"."""
+    c = ml_collections.ConfigDict()
+    c.weights = "imagenet"  # imagenet (of launch/fetch_weights.py) | random | a file (.h5, .safetensors, .npz)
+    c.width = 64  # features of its first block; other than 64 with random weights alone
     return c
 
 
@@ -170,6 +181,7 @@ def _evaluation() -> ml_collections.ConfigDict:
     c.samples = 8  # fixed validation images in a sample grid
     c.val_limit = 512  # validate on at most so many images; 0 = all
     c.test_limit = 0  # test on at most so many images; 0 = all
+    c.lpips = False  # LPIPS of photographs too; needs the weights of launch/fetch_weights.py
     return c
 
 
@@ -186,17 +198,42 @@ def loss_term(fn: str, weight: float, on: str = "output", region: str = "hole") 
     return ml_collections.ConfigDict({"fn": fn, "weight": weight, "on": on, "region": region, "view": "full"})
 
 
-def phase(trains: str, steps: int = 0, monitor: str = "", frozen: tuple[str, ...] = ()) -> ml_collections.ConfigDict:
+def phase(
+    trains: str,
+    steps: int = 0,
+    epochs: int = 0,
+    monitor: str = "",
+    frozen: tuple[str, ...] = (),
+    runs: int = 1,
+    restart: bool = False,
+    stops_early: bool = False,
+) -> ml_collections.ConfigDict:
     """One entry of `config.regime.phases`.
 
     Args:
         trains: joint | generator (against the discriminator as it is) | reconstruction (the generator without its
             adversarial losses) | discriminator.
-        steps: optimiser steps; 0 = until it converges, as `patience` and `epoch_break` say.
+        steps: optimiser steps of a run; 0, as `epochs`: until it converges, as `patience` and `epoch_break` say.
+        epochs: the length in epochs instead, whatever the batch size.
         monitor: validation value that tells whether it has; "" = `config.regime.monitor`.
-        frozen: parameter groups that stay as they are, such as "generator/vgg".
+        frozen: groups of parameters that stay as they are, such as "generator/vgg"; batch statistics still move.
+        runs: how often in a row it comes in the sequence.
+        restart: at the beginning of each run the optimisers begin anew; needs a constant learning rate. What rate
+            reactions have scaled stays scaled.
+        stops_early: a run also ends, with a rate reaction if some are left, where one without a length would converge.
     """
-    return ml_collections.ConfigDict({"trains": trains, "steps": steps, "monitor": monitor, "frozen": frozen})
+    return ml_collections.ConfigDict(
+        {
+            "trains": trains,
+            "steps": steps,
+            "epochs": epochs,
+            "monitor": monitor,
+            "frozen": frozen,
+            "runs": runs,
+            "restart": restart,
+            "stops_early": stops_early,
+        }
+    )
 
 
 def finish(
@@ -232,6 +269,13 @@ def quick_photographs(config: ml_collections.ConfigDict) -> None:
     config.data.source = "bundled_photos"
     config.data.name = config.data.path = ""
     config.data.split_counts = (0, 0, 0)
+
+
+def random_vgg(config: ml_collections.ConfigDict, width: int) -> None:
+    """Shrinks VGG16, with random weights and without LPIPS, so that there is nothing to download."""
+    config.vgg.weights = "random"
+    config.vgg.width = width
+    config.evaluation.lpips = False
 
 
 def tiny(config: ml_collections.ConfigDict) -> None:

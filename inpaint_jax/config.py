@@ -24,6 +24,7 @@ RESUMABLE_CHANGES = (
     "evaluation.samples",
     "evaluation.test_limit",
     "wandb",
+    "vgg.weights",  # a path; what lies there is compared by itself
 )
 _ALLOWED = {
     "dtype": ("float32", "bfloat16"),
@@ -47,6 +48,7 @@ _ALLOWED = {
 }
 _POSITIVE = (
     *("image_size", "batch_size", "accumulate", "epochs", "epoch_break", "generator.width", "discriminator.width"),
+    "vgg.width",
     *("log_every_steps", "eval_every_epochs", "sample_every_epochs", "checkpoint_every_steps", "evaluation.batch_size"),
 )
 _NOT_NEGATIVE = (
@@ -66,6 +68,7 @@ _AT_MOST = {
     "generator.width": 4096,
     "generator.refine": 4096,
     "discriminator.width": 4096,
+    "vgg.width": 4096,
     "data.reader_threads": 1024,
     "evaluation.batch_size": 2**20,
     "evaluation.samples": 1000,
@@ -73,11 +76,12 @@ _AT_MOST = {
 _LARGEST_SPLIT = 10_000_000
 # What the networks can be: the values of an option that each admits (every value where none are named), and what the
 # sides of its input must be multiples of; 0 = powers of two.
-_NO_OPTIONS = {"generator.refine": (0,), "generator.residual": (False,)}
+_NO_OPTIONS = {"generator.refine": (0,), "generator.residual": (False,), "generator.dropout": (0.0,)}
 _NETWORKS = {
     "unet": {"generator.output": ("unit", "tanh")},
     "attention_unet": {
         "generator.refine": (0,),
+        "generator.dropout": (0.0,),
         "generator.output": ("tanh",),
         "generator.normalisation": ("none",),
         "generator.skips": (True,),
@@ -87,11 +91,20 @@ _NETWORKS = {
     | {"generator.output": ("tanh",), "generator.normalisation": ("none",), "generator.skips": (True,)},
     "encoder_decoder": _NO_OPTIONS
     | {"generator.output": ("linear",), "generator.normalisation": ("batch",), "generator.skips": (False,)},
+    "vgg_unet": {
+        "generator.refine": (0,),
+        "generator.residual": (False,),
+        "generator.output": ("tanh",),
+        "generator.skips": (True,),
+    },
     "patchgan": {"discriminator.views": (("full",), ("window",))},
     "small_patch": {"discriminator.views": (("full",), ("window",))},
     "local_global": {"discriminator.views": (("full", "window"),)},
+    "vgg": {"discriminator.views": (("full",),)},
 }
-SIZE_MULTIPLES = {"unet": 0, "attention_unet": 8, "completion": 4, "pooling_unet": 8, "encoder_decoder": 1}
+SIZE_MULTIPLES = {
+    "unet": 0, "attention_unet": 8, "completion": 4, "pooling_unet": 8, "encoder_decoder": 1, "vgg_unet": 32
+}  # fmt: skip
 SMALLEST_SIDE = 32
 SMALLEST_JUDGED = {"patchgan": 24, "small_patch": 8, "local_global": 8}  # below, a discriminator has no logit
 # What a field's default is -> what its value must be, and in words.
@@ -123,6 +136,7 @@ _RANGES = {
     "optimizer.final_fraction": (0.0, 1.0),
     "ema_decay": (0.0, 0.9999999),
     "task.window": (0.0, 1.0),
+    "generator.dropout": (0.0, 0.9),
     "discriminator.real_label": (0.5, 1.0),
     "discriminator.accuracy_limit": (0.5, 1.0),
     "guard.surge_factor": (0.0, 1e6),
@@ -235,6 +249,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
         # A comparison with nan is false, so nan is refused too.
         if not low <= flat[key] <= high:
             raise ValueError(f"config.{key} = {flat[key]}: must be from {low:g} to {high}")
+    if config.evaluation.lpips and config.data.kind == "normal_maps":
+        raise ValueError("config.evaluation.lpips = True: LPIPS is of photographs, set it to False for normal maps")
     _validate_loss_terms(config)
 
 

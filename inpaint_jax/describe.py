@@ -10,17 +10,21 @@ import jax
 import ml_collections
 from clu import parameter_overview
 
-from inpaint_jax import models, state, task
+from inpaint_jax import models, perceptual, state, task
 from inpaint_jax.models.layers import Conv, ConvTranspose
+from inpaint_jax.models.vgg import VGG16
+
+_EVALUATION = {"train": False}
 
 
-def forward_gflops(module: nn.Module, shapes: tuple | Mapping[str, tuple]) -> float:
+def forward_gflops(module: nn.Module, shapes: tuple | Mapping[str, tuple], options: Mapping = _EVALUATION) -> float:
     """Returns 10^9 floating-point operations of one image's forward pass: multiply-adds of convolutions and dense, x2.
 
     Counted of the plain formulation, so that the figure does not depend on how a layer is computed.
 
     Args:
         shapes: (H, W, C) of the module's input, or a mapping of such, as `task.input_shapes` returns them.
+        options: further arguments of the module's call.
     """
     total = Counter()
 
@@ -37,7 +41,7 @@ def forward_gflops(module: nn.Module, shapes: tuple | Mapping[str, tuple]) -> fl
 
     def initialise() -> None:
         with nn.intercept_methods(count):
-            module.init(jax.random.key(0), state.zeros(shapes), train=False)
+            module.init(jax.random.key(0), state.zeros(shapes), **options)
 
     jax.eval_shape(initialise)
     return total["flops"] / 1e9
@@ -47,7 +51,8 @@ def network_figures(config: ml_collections.ConfigDict) -> dict[str, float]:
     """Returns parameter counts and operations; train = 3 generator passes and 7 discriminator passes for one image.
 
     A backward pass costs two forward ones. D judges a real and a generated image, and hands the generator's
-    gradient back once more: 3 + 3 + 1.
+    gradient back once more: 3 + 3 + 1. Of a pretrained network that is not trained there is one pass of the real image,
+    and one each way of what is generated.
     """
     shapes = jax.eval_shape(lambda: state.initial_variables(config))
     counts = {name: sum(x.size for x in jax.tree.leaves(v["params"])) for name, v in shapes.items()}
@@ -56,11 +61,16 @@ def network_figures(config: ml_collections.ConfigDict) -> dict[str, float]:
     discriminator = 0.0
     if (module := models.build_discriminator(config)) is not None:
         discriminator = forward_gflops(module, shapes["discriminator"])
+    pretrained = sum(
+        forward_gflops(VGG16(config.vgg.width), (config.image_size, config.image_size, 3), {"blocks": blocks})
+        * (1 if name == "image" else 2)
+        for name, blocks in perceptual.blocks_seen(config).items()
+    )
     return {
         "generator_parameters": counts["generator"],
         "discriminator_parameters": counts.get("discriminator", 0),
         "generator_gflops_per_image": round(generator, 4),
-        "train_gflops_per_image": round(3 * generator + 7 * discriminator, 4),
+        "train_gflops_per_image": round(3 * generator + 7 * discriminator + pretrained, 4),
     }
 
 

@@ -1,5 +1,6 @@
 """Validation and the test phase: metrics per image on stored masks, always beside what a user would otherwise use."""
 
+import functools
 import hashlib
 import json
 import logging
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from inpaint_jax import baselines, image_files, inference, mask_sets, metrics, monitor, run_folder, task
+from inpaint_jax import baselines, image_files, inference, mask_sets, metrics, monitor, perceptual, run_folder, task
 from inpaint_jax.data import load_mask_files
 from inpaint_jax.data.pipeline import evaluation_batches
 from inpaint_jax.data.source import ImageSource
@@ -101,17 +102,32 @@ def means(per_image: PerImage, chosen: np.ndarray | None = None) -> dict[str, fl
     return metrics.mean_metrics({n: values if chosen is None else values[chosen] for n, values in per_image.items()})
 
 
+@functools.partial(jax.jit, static_argnames="normal_maps")
+def _score(lpips: dict, prediction: jax.Array, target: jax.Array, mask: jax.Array, normal_maps: bool) -> dict:
+    values = metrics.image_metrics(prediction, target, mask, normal_maps)
+    return values | (perceptual.lpips_metrics(lpips, prediction, target, mask) if lpips else {})
+
+
 def evaluate_baseline(
-    fill: Callable[[np.ndarray, np.ndarray], np.ndarray], images: ImageSource, masks: np.ndarray, normal_maps: bool
+    fill: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    images: ImageSource,
+    masks: np.ndarray,
+    batch: int,
+    normal_maps: bool,
+    lpips: dict,
 ) -> PerImage:
-    """Returns the metrics of a baseline on the same images and masks, `{metric: float32 (N,)}`."""
-    score = jax.jit(metrics.image_metrics, static_argnames="normal_maps")
+    """Returns the metrics of a baseline on the same images and masks, `{metric: float32 (N,)}`.
+
+    Args:
+        batch: examples at a time.
+        lpips: weights of LPIPS; `{}` leaves it out.
+    """
     collected: dict[str, list[np.ndarray]] = {}
-    for data in evaluation_batches(images, masks, 32):
+    for data in evaluation_batches(images, masks, batch):
         filled = np.stack([fill(i, m[..., 0]) for i, m in zip(data["image"], data["mask"], strict=True)])
         truth = jnp.asarray(data["image"], jnp.float32) / 255.0
         hole = jnp.asarray(data["mask"], jnp.float32)
-        values = score(jnp.asarray(filled, jnp.float32) / 255.0, truth, hole, normal_maps=normal_maps)
+        values = _score(lpips, jnp.asarray(filled, jnp.float32) / 255.0, truth, hole, normal_maps=normal_maps)
         for name, value in values.items():
             collected.setdefault(name, []).append(np.asarray(value)[: int(data["weight"].sum())])
     return {name: np.concatenate(parts) for name, parts in collected.items()}
@@ -137,6 +153,7 @@ def test_phase(
     eval_step: Callable,
     parallel: Parallel,
     variables: dict,
+    frozen: dict,
     images: ImageSource,
     workdir: Path,
 ) -> dict[str, Any]:
@@ -144,6 +161,7 @@ def test_phase(
 
     Args:
         variables: the generator's, on the host.
+        frozen: `perceptual.load_frozen(config)`.
         images: the test split.
         workdir: the run folder.
     """
@@ -153,11 +171,11 @@ def test_phase(
     masks = mask_set.unpack()
     normal_maps = config.data.kind == "normal_maps"
     shown = range(min(count, 4 * config.evaluation.samples))
-    per_image, pictures = evaluate(
-        eval_step, parallel, parallel.replicate(variables), images, masks, config.evaluation.batch_size, shown
-    )
+    replicated = parallel.replicate({**variables, "frozen": frozen})
+    per_image, pictures = evaluate(eval_step, parallel, replicated, images, masks, config.evaluation.batch_size, shown)
+    lpips = jax.device_put(frozen.get("lpips", {}))
     by_baseline = {
-        name: evaluate_baseline(fill, images, masks, normal_maps)
+        name: evaluate_baseline(fill, images, masks, config.evaluation.batch_size, normal_maps, lpips)
         for name, fill in baselines.baselines_for(normal_maps).items()
     }
     large = masks.mean(axis=(1, 2, 3)) > LARGE_HOLE
@@ -210,13 +228,14 @@ def _write_pictures(
 
 
 def log_results(results: dict[str, Any]) -> None:
-    """Logs the figures inside the hole as a table that fits a terminal, the baselines below ours."""
+    """Logs the figures inside the hole as a table, the baselines below ours."""
     rows = {"ours": results["metrics"], **results["baselines"]}
-    names = [name for name in results["metrics"] if name.endswith("_hole")]
+    names = {name: name.split("_")[0] for name in results["metrics"] if name.endswith("_hole")}
+    widths = {name: max(8, len(shown) + 1) for name, shown in names.items()}
     log.info("test on %d images, mask set %s; inside the hole:", results["images"], results["mask_set"])
-    log.info("%-14s%s", "", "".join(f"{name.split('_')[0]:>9}" for name in names))
+    log.info("%-14s%s", "", "".join(f"{shown:>{widths[name]}}" for name, shown in names.items()))
     for label, values in rows.items():
-        log.info("%-14s%s", label, "".join(f"{values[name]:9.3f}" for name in names))
+        log.info("%-14s%s", label, "".join(f"{values[name]:{widths[name]}.3f}" for name in names))
 
 
 def write_results(workdir: Path, results: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 import jax
 
 # Numbers, not hashes, so that adding a purpose leaves the others as they were.
-PURPOSES = {"generator": 0, "discriminator": 1, "mask": 2, "augment": 3}
+PURPOSES = {"generator": 0, "discriminator": 1, "mask": 2, "augment": 3, "dropout": 4}
 
 
 def purpose_key(seed: int, purpose: str) -> jax.Array:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from inpaint_jax import masks, metrics
+from inpaint_jax import masks, metrics, perceptual, task
 
 BAND_PIXELS = 4
 
@@ -162,7 +162,7 @@ def validate_losses(terms: ml_collections.ConfigDict) -> None:
         ValueError: an unknown function, region or image, with the known ones.
     """
     choices = {
-        "fn": (*sorted(LOSSES), ADVERSARIAL),
+        "fn": (*sorted(LOSSES), perceptual.LOSS, ADVERSARIAL),
         "on": ("output", "completed"),
         "region": ("full", "hole", "band"),
         "view": ("full",),
@@ -187,12 +187,14 @@ def reconstruction_losses(
 def _reconstruction_loss(
     term: ml_collections.ConfigDict, images: Mapping[str, jax.Array], value_range: tuple[float, float]
 ) -> jax.Array:
+    weight = region_weight(images["mask"], term.region)
+    if term.fn == perceptual.LOSS:
+        return perceptual.perceptual_loss(images["features"][term.on], images["features"]["image"], weight)
     prediction, target = images[term.on], images["image"]
     if term.fn in UNIT_RANGE:
         # Not clipped: a loss that takes values beyond the range, such as SSIM, shall draw them back.
-        low, high = value_range
-        prediction, target = (prediction - low) / (high - low), (target - low) / (high - low)
-    return LOSSES[term.fn](prediction, target, region_weight(images["mask"], term.region))
+        prediction, target = (task.to_unit_range(image, value_range) for image in (prediction, target))
+    return LOSSES[term.fn](prediction, target, weight)
 
 
 def adversarial_losses(terms: ml_collections.ConfigDict, fake_logits: jax.Array) -> dict[str, jax.Array]:
@@ -220,7 +222,8 @@ def generator_loss(
 
     Args:
         terms: `config.losses`.
-        images: `image`, `mask`, `output` and `completed`, (B, H, W, C).
+        images: `image`, `mask`, `output` and `completed`, (B, H, W, C), and `features` of `perceptual.features_of`
+            where a term looks at them.
         fake_logits: the discriminator's answer to what it sees of the generator, (B, h, w, 1); None without one.
         value_range: lowest and highest value of the images, `config.task.value_range`.
     """

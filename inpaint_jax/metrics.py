@@ -5,30 +5,38 @@ images of any number of batches and give padding a weight of zero. An image with
 perfect one in the hole forms: it is finite, and nothing was asked of the model there.
 """
 
+import functools
 from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from inpaint_jax import artefacts
+from inpaint_jax.artefacts import gaussian_blur, region_mean
+
 # PSNR of a perfect image, in decibels, where the logarithm would be infinite: a mean squared error of 1e-10.
 PSNR_CAP_DB = 100.0
 
-SSIM_WINDOW = 11  # pixels
-SSIM_SIGMA = 1.5  # pixels
+SSIM_WINDOW = artefacts.WINDOW  # pixels
 SSIM_K1 = 0.01
 SSIM_K2 = 0.03
 
 # Ratios of means over images, and what they are made of: prediction / truth. A picture that is nearly flat has next to
-# no gradients, so that a ratio of its own would be noise, and would outweigh those of pictures with structure.
+# no gradients, so that a ratio of its own would be noise, and would outweigh those of pictures with structure. Those
+# of noise, colour and completeness are of photographs alone.
 RATIOS = {
     "gradient_ratio_hole": ("gradient_hole", "true_gradient_hole"),
     "seam_ratio_hole": ("seam_hole", "true_seam_hole"),
+    "noise_ratio_hole": ("noise_hole", "true_noise_hole"),
+    "colour_ratio_hole": ("colour_hole", "true_colour_hole"),
+    "completeness_hole": ("painted_hole", "true_structure_hole"),
 }
 
-_NO_GRADIENT = 1e-4  # a fortieth of a step of 8 bits: of pictures without any gradients too the ratio stays a number
+_NOTHING = 1e-4  # a fortieth of a step of 8 bits: where truths have no gradients or colour, ratios stay numbers
 
 # Which direction is better; see `direction_of`. A metric that is not here has none, such as a ratio that should be 1.
+# Not every run has all of them; see `validated_metrics`.
 METRIC_DIRECTION = {
     "psnr_db_full": "max",
     "psnr_db_hole": "max",
@@ -37,7 +45,14 @@ METRIC_DIRECTION = {
     "l1_full": "min",
     "l1_hole": "min",
     "angular_error_deg_hole": "min",
+    "completeness_hole": "max",
+    "white_hole": "min",
+    "lpips_full": "min",
+    "lpips_hole": "min",
 }
+_OF_NORMAL_MAPS = ("angular_error_deg_hole",)
+_OF_PHOTOGRAPHS = ("completeness_hole", "white_hole")
+_OF_LPIPS = ("lpips_full", "lpips_hole")
 
 
 def direction_of(name: str) -> str:
@@ -45,20 +60,15 @@ def direction_of(name: str) -> str:
     return "min" if name.startswith("loss/") else METRIC_DIRECTION.get(name, "")
 
 
-def region_mean(values: jax.Array, region: jax.Array, empty: float) -> jax.Array:
-    """Averages a map over the pixels of a region and all channels, image by image.
+def validated_metrics(normal_maps: bool, lpips: bool) -> list[str]:
+    """Returns the metrics that validation gives and that a run may watch, because a direction is better.
 
     Args:
-        values: float32 (B, H, W, C).
-        region: float32 (B, H, W, 1), 1 where a pixel counts.
-        empty: the result for an image in which no pixel counts.
-
-    Returns:
-        float32 (B,) in the unit of `values`.
+        normal_maps: whether the images are normal maps.
+        lpips: whether the evaluation step adds `lpips_full` and `lpips_hole`.
     """
-    area = jnp.sum(region, axis=(1, 2, 3)) * values.shape[-1]
-    total = jnp.sum(values * region, axis=(1, 2, 3))
-    return jnp.where(area > 0, total / jnp.maximum(area, 1.0), empty)
+    absent = (_OF_PHOTOGRAPHS if normal_maps else _OF_NORMAL_MAPS) + (() if lpips else _OF_LPIPS)
+    return [name for name in METRIC_DIRECTION if name not in absent]
 
 
 def l1(prediction: jax.Array, target: jax.Array, region: jax.Array) -> jax.Array:
@@ -92,25 +102,6 @@ def psnr_db(prediction: jax.Array, target: jax.Array, region: jax.Array) -> jax.
     return jnp.minimum(decibels, PSNR_CAP_DB)
 
 
-def _gaussian_matrix(size: int) -> np.ndarray:
-    """Returns the SSIM window as a float32 (size, size) matrix; beyond the border the line is mirrored."""
-    radius = SSIM_WINDOW // 2
-    weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / SSIM_SIGMA) ** 2)
-    sources = np.pad(np.arange(size), radius, mode="symmetric")
-    matrix = np.zeros((size, size))
-    for shift, weight in enumerate(weights / weights.sum()):
-        np.add.at(matrix, (np.arange(size), sources[shift : shift + size]), weight)
-    return matrix.astype(np.float32)
-
-
-def _gaussian_blur(images: jax.Array) -> jax.Array:
-    """Blurs (B, H, W, C) with the SSIM window."""
-    # As matrix products, since a convolution per channel is slow on a CPU: 32 images of 64 x 64 take half the time
-    # that sums of shifted images do. A GPU would by default multiply in TF32, too coarse for variances.
-    rows, columns = _gaussian_matrix(images.shape[1]), _gaussian_matrix(images.shape[2])
-    return jnp.einsum("yh,bhwc,xw->byxc", rows, images, columns, precision=jax.lax.Precision.HIGHEST)
-
-
 def ssim_map(prediction: jax.Array, target: jax.Array) -> jax.Array:
     """Computes the structural similarity around every pixel, channel by channel.
 
@@ -135,11 +126,11 @@ def ssim_map(prediction: jax.Array, target: jax.Array) -> jax.Array:
             "take a larger image_size."
         )
     c1, c2 = SSIM_K1**2, SSIM_K2**2
-    mean_p, mean_t = _gaussian_blur(prediction), _gaussian_blur(target)
+    mean_p, mean_t = gaussian_blur(prediction), gaussian_blur(target)
     mean_difference = mean_p - mean_t
-    variance_p = _gaussian_blur(jnp.square(prediction)) - jnp.square(mean_p)
-    variance_t = _gaussian_blur(jnp.square(target)) - jnp.square(mean_t)
-    variance_difference = _gaussian_blur(jnp.square(prediction - target)) - jnp.square(mean_difference)
+    variance_p = gaussian_blur(jnp.square(prediction)) - jnp.square(mean_p)
+    variance_t = gaussian_blur(jnp.square(target)) - jnp.square(mean_t)
+    variance_difference = gaussian_blur(jnp.square(prediction - target)) - jnp.square(mean_difference)
     # The paper's 2xy + c equals (x^2 + y^2 + c) - (x - y)^2. Written so, rounding in the variances of flat regions,
     # as large as c2 there, does not reach the result for similar images.
     luminance = 1.0 - jnp.square(mean_difference) / (jnp.square(mean_p) + jnp.square(mean_t) + c1)
@@ -232,11 +223,13 @@ def image_metrics(prediction: jax.Array, target: jax.Array, mask: jax.Array, nor
         prediction: float32 (B, H, W, 3) in [0, 1], H and W at least 11.
         target: float32 (B, H, W, 3) in [0, 1].
         mask: float32 (B, H, W, 1), 1 = hole, 0 = known.
-        normal_maps: whether the images are normal maps, which adds `angular_error_deg_hole`; static under `jax.jit`.
+        normal_maps: whether the images are normal maps, which adds `angular_error_deg_hole`, or photographs, which adds
+            what `artefacts` measures; static under `jax.jit`.
 
     Returns:
         float32 (B,) per name; `direction_of` says which direction is better. An image without a hole gets the
-        score of a perfect one in the hole forms: 100 dB, SSIM 1, L1 0, 0 degrees, no gradients.
+        score of a perfect one in the hole forms: 100 dB, SSIM 1, L1 0, 0 degrees, no white, and 0 in what `RATIOS`
+        compares.
 
     Raises:
         ValueError: the images are smaller than the SSIM window.
@@ -251,10 +244,20 @@ def image_metrics(prediction: jax.Array, target: jax.Array, mask: jax.Array, nor
         "l1_full": l1(prediction, target, everywhere),
         "l1_hole": l1(prediction, target, mask),
     }
-    for (ours, true), both in zip(RATIOS.values(), (True, False), strict=True):
-        metrics |= {ours: steepness(prediction, mask, both), true: steepness(target, mask, both)}
+    measures = {
+        "gradient_ratio_hole": functools.partial(steepness, mask=mask, both=True),
+        "seam_ratio_hole": functools.partial(steepness, mask=mask, both=False),
+    }
     if normal_maps:
         metrics["angular_error_deg_hole"] = angular_error_deg(prediction, target, mask)
+    else:
+        metrics["white_hole"] = artefacts.white(prediction, target, mask)
+        measures["noise_ratio_hole"] = functools.partial(artefacts.noise, mask=mask)
+        measures["colour_ratio_hole"] = functools.partial(artefacts.colour_spread, mask=mask)
+        measures["completeness_hole"] = functools.partial(artefacts.painted_structure, truth=target, mask=mask)
+    for ratio, measure in measures.items():
+        ours, true = RATIOS[ratio]
+        metrics |= {ours: measure(prediction), true: measure(target)}
     return metrics
 
 
@@ -265,11 +268,13 @@ def mean_metrics(per_image: Mapping[str, np.ndarray]) -> dict[str, float]:
         per_image: `{name: (N,)}`, N at least 1.
 
     Returns:
-        A ratio is 1 where the fills are as steep as the truth, below 1 where they are blurred (or the border is), above
-        1 where they are noisy (or the seam shows), and 1 where neither has any gradients.
+        A ratio is 1 where the fills are as steep, noisy or colourful as the truth, below 1 where they are blurred (or
+        the border is) or of one colour, above 1 where they are noisy or gaudy (or the seam shows), and 1 where neither
+        the fills nor the truth have any of it. `completeness_hole` is the share of the truth's structure that the fills
+        have painted, at most 1.
     """
     values = {name: float(np.mean(v, dtype=np.float64)) for name, v in per_image.items()}
     for ratio, (ours, true) in RATIOS.items():
         if ours in values:
-            values[ratio] = (values.pop(ours) + _NO_GRADIENT) / (values.pop(true) + _NO_GRADIENT)
+            values[ratio] = (values.pop(ours) + _NOTHING) / (values.pop(true) + _NOTHING)
     return values

@@ -1,6 +1,6 @@
 """Optimisers as optax chains, one for each fixed parameter group."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import ml_collections
@@ -26,6 +26,12 @@ def select(tree: Params, group: str) -> Params:
         return tree
     pretrained = group.endswith("/vgg")
     return {name: block for name, block in tree.items() if name.startswith("vgg") == pretrained}
+
+
+def without_gradients(tree: Params, network: str, groups: Sequence[str]) -> Params:
+    """Returns a network's parameters, those of its blocks that belong to `groups` as constants of the gradients."""
+    held = {name for group in groups if group.split("/")[0] == network for name in select(tree, group)}
+    return {name: jax.lax.stop_gradient(block) if name in held else block for name, block in tree.items()}
 
 
 def scale_by_rate() -> optax.GradientTransformationExtraArgs:

@@ -17,11 +17,17 @@ METRICS = {
     "psnr_db_hole": ("hole PSNR", "dB", 2),
     "ssim_hole": ("hole SSIM", "1 = equal", 4),
     "l1_hole": ("hole L1", "of the value range", 4),
+    "lpips_hole": ("hole LPIPS", "0 = equal", 4),
     "gradient_ratio_hole": ("hole sharpness", "gradients / true ones", 3),
     "seam_ratio_hole": ("hole seam", "border gradients / true ones", 3),
+    "noise_ratio_hole": ("hole noise", "noise / true one", 3),
+    "colour_ratio_hole": ("hole colour", "spread / true one", 3),
+    "completeness_hole": ("hole completeness", "of the true structure", 3),
+    "white_hole": ("hole excess white", "share of the hole", 4),
     "psnr_db_full": ("whole-image PSNR", "dB", 2),
     "ssim_full": ("whole-image SSIM", "1 = equal", 4),
     "l1_full": ("whole-image L1", "of the value range", 4),
+    "lpips_full": ("whole-image LPIPS", "0 = equal", 4),
 }
 METHODS = {
     "mean_fill": "mean fill",

@@ -54,7 +54,8 @@ def check_divisible(batch_size: int, replicas: int) -> None:
     """Raises ValueError if a batch cannot be spread evenly."""
     if batch_size % replicas:
         raise ValueError(
-            f"config.batch_size = {batch_size} cannot be spread over {replicas} devices: use a multiple of {replicas}"
+            f"config.batch_size = {batch_size} cannot be spread over {replicas} devices: use a multiple of {replicas}, "
+            "or show JAX fewer devices, such as with CUDA_VISIBLE_DEVICES"
         )
 
 

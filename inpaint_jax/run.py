@@ -10,7 +10,17 @@ import ml_collections
 import numpy as np
 
 from configs import common
-from inpaint_jax import checkpoint, evaluate, image_files, regimes, run_folder, task, wandb_writer
+from inpaint_jax import (
+    checkpoint,
+    evaluate,
+    image_files,
+    perceptual,
+    pretrained,
+    regimes,
+    run_folder,
+    task,
+    wandb_writer,
+)
 from inpaint_jax import config as config_module
 from inpaint_jax import data as data_module
 from inpaint_jax.data import folder, pipeline
@@ -29,7 +39,8 @@ class Run:
     """Everything fixed in a run, assembled by `assemble`.
 
     Attributes:
-        fingerprints: what data and validation masks are, to refuse going on with others.
+        fingerprints: what data, validation masks and pretrained weights are, to refuse going on with others.
+        frozen: the pretrained weights, on the host.
         steps_per_epoch, total_steps: optimiser steps.
     """
 
@@ -43,6 +54,7 @@ class Run:
     fingerprints: dict[str, str]
     steps_per_epoch: int
     total_steps: int
+    frozen: dict
     parallel: Parallel
     system: System
     eval_step: Any
@@ -68,8 +80,10 @@ def assemble(config: ml_collections.ConfigDict, name: str, workdir: Path) -> Run
     parallel = make_parallel(config.parallel)
     # All that needs no data first: a mistake in the config shows at once, and nothing is written before.
     _check_config_alone(config, parallel, workdir)
+    frozen = perceptual.load_frozen(config)
     splits = data_module.load_splits(config.data, config.image_size, workdir / run_folder.DATA)
     steps_per_epoch, total_steps = _count_steps(config, len(splits["train"]))
+    _warn_of_what_may_surprise(config, regimes.planned_steps(config, steps_per_epoch), total_steps)
     mask_files = None
     if config.mask.name == "files":
         mask_files = _mask_files(config)
@@ -77,6 +91,7 @@ def assemble(config: ml_collections.ConfigDict, name: str, workdir: Path) -> Run
     val_masks = evaluate.evaluation_masks(config, "val", len(val_images), workdir / run_folder.MASKS)
     fingerprints = {f"{name} split": source.fingerprint for name, source in splits.items() if name != "test"}
     fingerprints["validation masks"] = val_masks.id
+    fingerprints |= {f"pretrained weights {name}": pretrained.fingerprint(tree) for name, tree in frozen.items()}
     if mask_files is not None:
         fingerprints["mask files"] = mask_files.fingerprint
     return Run(
@@ -90,6 +105,7 @@ def assemble(config: ml_collections.ConfigDict, name: str, workdir: Path) -> Run
         fingerprints=fingerprints,
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
+        frozen=frozen,
         parallel=parallel,
         system=make_system(config, total_steps),
         eval_step=parallel.evaluate(make_eval_step(config)),
@@ -107,6 +123,27 @@ def _check_config_alone(config: ml_collections.ConfigDict, parallel: Parallel, w
     regimes.check_groups(config, system.optimizers)
     state = jax.eval_shape(lambda: create_state(config, system.optimizers))
     run_folder.check_space(workdir, needed_bytes(config, state))
+
+
+def _warn_of_what_may_surprise(config: ml_collections.ConfigDict, planned: int, total_steps: int) -> None:
+    if config.vgg.weights == "random" and "vgg16" in perceptual.needed_weights(config):
+        log.warning('VGG16 has random weights, as config.vgg.weights says: for ImageNet\'s, "imagenet"')
+    if planned > total_steps and not config.max_steps:
+        log.warning(
+            "the phases may take %d steps, and the run ends after %d: raise config.epochs", planned, total_steps
+        )
+    elif planned and planned < total_steps and regimes.ends_by_itself(config):
+        log.warning(
+            "the phases end the run after at most %d of its %d steps: for more, raise their runs or lengths anew",
+            planned, total_steps,
+        )  # fmt: skip
+    if config.batch_size == 1:
+        for network in ("generator", "discriminator"):
+            if config[network].normalisation == "batch" and config[network].name != "none":
+                log.warning(
+                    "config.%s.normalisation = 'batch' with batches of 1: the test's running averages differ from what "
+                    "training sees; 'instance' does the same in both", network,
+                )  # fmt: skip
 
 
 def _mask_files(config: ml_collections.ConfigDict) -> ImageSource:
@@ -167,7 +204,8 @@ def begin(run: Run, checkpoints: checkpoint.Checkpoints, allow_changes: bool) ->
     """
     config, workdir = run.config, run.workdir
     if checkpoints.latest_step() is None:
-        state, regime = jax.jit(lambda: create_state(config, run.system.optimizers))(), regimes.first_regime(config)
+        create = jax.jit(lambda frozen: create_state(config, run.system.optimizers, frozen))
+        state, regime = create(run.frozen), regimes.first_regime(config)
         run_folder.truncate_rows(workdir / run_folder.METRICS, -1)
         checkpoints.drop_best_after(-1)
         return state, regime
@@ -176,7 +214,9 @@ def begin(run: Run, checkpoints: checkpoint.Checkpoints, allow_changes: bool) ->
     checkpoint.check_fingerprints(record["fingerprints"], run.fingerprints, allow_changes)
     step = int(state.step)
     regime = RegimeState.from_json(record["regime"])
-    regime = regimes.resume(config, regime, step=step, more_epochs=config.epochs > record["epochs"])
+    regime = regimes.resume(
+        config, regime, step=step, steps_per_epoch=run.steps_per_epoch, more_epochs=config.epochs > record["epochs"]
+    )
     checkpoints.drop_best_after(step)
     last = run_folder.truncate_rows(workdir / run_folder.METRICS, step)
     if regime.best_step == step and checkpoints.best_step() != step:
@@ -228,6 +268,9 @@ def check_config(config: ml_collections.ConfigDict, workdir: Path, allow_changes
         # On top of today's base, as models are read: a field that came later had its default then.
         earlier = common.base()
         earlier.update(found)
+        for name, phase in earlier.regime.phases.items():
+            earlier.regime.phases[name] = common.phase(phase.trains)
+            earlier.regime.phases[name].update(phase)
         differences = config_module.resume_differences(earlier, config)
     # What is JSON and no mapping fails where it is taken for one.
     except (ValueError, TypeError, AttributeError) as error:

@@ -81,23 +81,39 @@ def zeros(shapes: tuple | Mapping[str, tuple]) -> jax.Array | dict[str, jax.Arra
     return jnp.zeros((1, *shapes), jnp.float32)
 
 
-def initial_variables(config: ml_collections.ConfigDict) -> dict[str, dict[str, Tree]]:
-    """Returns `{"generator": {"params", "batch_stats"}, …}`, drawn from `config.seed`; jit-compatible."""
+def initial_variables(
+    config: ml_collections.ConfigDict, frozen: Mapping[str, Tree] | None = None
+) -> dict[str, dict[str, Tree]]:
+    """Returns `{"generator": {"params", "batch_stats"}, …}`, drawn from `config.seed`; jit-compatible.
+
+    Args:
+        frozen: the pretrained weights of `perceptual.load_frozen`, from which a generator's VGG16 begins. Without them
+            it is not a number, and only the shapes are of use.
+    """
     networks = {"generator": models.build_generator(config)}
     if (discriminator := models.build_discriminator(config)) is not None:
         networks["discriminator"] = discriminator
     variables, shapes = {}, task.input_shapes(config)
     for name, module in networks.items():
         drawn = module.init(keys.purpose_key(config.seed, name), zeros(shapes[name]), train=False)
-        variables[name] = {"params": drawn["params"], "batch_stats": drawn.get("batch_stats", {})}
+        params = drawn["params"]
+        if "vgg" in params and frozen:
+            params = {**params, "vgg": jax.tree.map(jnp.asarray, frozen["vgg16"])}
+        variables[name] = {"params": params, "batch_stats": drawn.get("batch_stats", {})}
     return variables
 
 
 def create_state(
-    config: ml_collections.ConfigDict, optimizers: Mapping[str, optax.GradientTransformation]
+    config: ml_collections.ConfigDict,
+    optimizers: Mapping[str, optax.GradientTransformation],
+    frozen: Mapping[str, Tree] | None = None,
 ) -> TrainState:
-    """Returns the state before the first step, a function of `config.seed` alone; jit-compatible."""
-    variables = initial_variables(config)
+    """Returns the state before the first step; jit-compatible.
+
+    A function of `config.seed` and, where the generator has a VGG16, of the pretrained weights; see
+    `initial_variables`.
+    """
+    variables = initial_variables(config, frozen)
     params = {name: v["params"] for name, v in variables.items()}
     stats = {name: v["batch_stats"] for name, v in variables.items()}
     return TrainState(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from inpaint_jax import guard, losses, metrics, models, optim, task
+from inpaint_jax import guard, keys, losses, metrics, models, optim, perceptual, task
 from inpaint_jax.parallel import AXIS
 from inpaint_jax.state import TrainState, create_state
 
@@ -27,6 +27,7 @@ class System:
         generator, discriminator: modules; no discriminator in generator-only runs.
         optimizers, schedules: one chain and one learning rate, a function of the count of updates, for each group.
         axis_name: mapped axis of the replicas, over which gradients are averaged; None outside of a map.
+        frozen_groups: parameter groups that keep parameters and optimiser state; no gradients of theirs are computed.
     """
 
     config: ml_collections.ConfigDict
@@ -35,6 +36,7 @@ class System:
     optimizers: dict[str, optax.GradientTransformationExtraArgs]
     schedules: dict[str, optax.Schedule]
     axis_name: str | None = AXIS
+    frozen_groups: tuple[str, ...] = ()
 
 
 def make_system(config: ml_collections.ConfigDict, total_steps: int, axis_name: str | None = AXIS) -> System:
@@ -62,31 +64,50 @@ def _mean_over_replicas(tree: Tree, axis_name: str | None) -> Tree:
     return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
 
 
-def _apply(module: nn.Module, params: Tree, stats: Tree, x: jax.Array) -> tuple[jax.Array, Tree]:
+def _apply(module: nn.Module, params: Tree, stats: Tree, x: Tree, **options: jax.Array) -> tuple[jax.Array, Tree]:
     """Applies a network in training mode and returns its output and new batch statistics."""
-    output, updated = module.apply({"params": params, "batch_stats": stats}, x, train=True, mutable=["batch_stats"])
+    variables = {"params": params, "batch_stats": stats}
+    output, updated = module.apply(variables, x, train=True, mutable=["batch_stats"], **options)
     return output, updated.get("batch_stats", {})
 
 
-def _generate(system: System, params: Tree, stats: Tree, example: Batch) -> tuple[dict[str, jax.Array], Tree]:
-    """Runs the generator on one example batch; returns every image that a loss may name, and new statistics."""
+def _generate(system: System, params: Tree, stats: Tree, frozen: Tree, example: Batch) -> tuple[dict[str, Tree], Tree]:
+    """Runs the generator on one example batch; returns every image that a loss may name, and new statistics.
+
+    Beside the images there are the pretrained network's `features` of those that a loss or the discriminator sees so.
+    """
     seen = task.generator_input(system.config, example["image"], example["mask"])
-    answer, stats = _apply(system.generator, params, stats, seen)
+    options = {}
+    if system.config.generator.dropout:
+        options["dropout_keys"] = keys.slot_keys(system.config.seed, "dropout", example["slot"])
+    params = optim.without_gradients(params, "generator", system.frozen_groups)
+    answer, stats = _apply(system.generator, params, stats, seen, **options)
     output = task.generator_output(system.config, example["image"], example["mask"], answer)
     completed = task.complete(example["image"], example["mask"], output)
-    return {**example, "output": output, "completed": completed, "condition": seen}, stats
+    images = {**example, "output": output, "completed": completed, "condition": seen}
+    return images | {"features": perceptual.features_of(system.config, frozen, images)}, stats
 
 
-def _judge(system: System, params: Tree, stats: Tree, images: Batch, name: str) -> tuple[jax.Array, Tree]:
-    seen = task.discriminator_input(system.config, images[name], images["mask"], images["condition"])
-    return _apply(system.discriminator, params, stats, seen)
+def _judged(config: ml_collections.ConfigDict, images: Mapping[str, Tree], name: str) -> Tree:
+    """Returns what the discriminator gets of one of the images."""
+    seen = task.discriminator_input(config, images[name], images["mask"], images["condition"])
+    if config.discriminator.name == "vgg":
+        return perceptual.judged(config, images["features"][name], seen)
+    return seen
 
 
-def generator_only_gradients(system: System, state: TrainState, example: Batch) -> tuple[Tree, Tree, dict]:
+def _judge(system: System, params: Tree, stats: Tree, images: Mapping[str, Tree], name: str) -> tuple[jax.Array, Tree]:
+    params = optim.without_gradients(params, "discriminator", system.frozen_groups)
+    return _apply(system.discriminator, params, stats, _judged(system.config, images, name))
+
+
+def generator_only_gradients(
+    system: System, state: TrainState, frozen: Tree, example: Batch
+) -> tuple[Tree, Tree, dict]:
     """Returns gradients and new statistics of the generator alone, and scalar metrics."""
 
     def loss(params: Tree) -> tuple[jax.Array, tuple]:
-        images, stats = _generate(system, params, state.stats["generator"], example)
+        images, stats = _generate(system, params, state.stats["generator"], frozen, example)
         total, parts = losses.generator_loss(system.config.losses, images, None, system.config.task.value_range)
         return total, (stats, {"loss/generator": total, **parts})
 
@@ -94,7 +115,7 @@ def generator_only_gradients(system: System, state: TrainState, example: Batch) 
     return {"generator": gradients}, {"generator": stats}, scalars
 
 
-def simultaneous_gradients(system: System, state: TrainState, example: Batch) -> tuple[Tree, Tree, dict]:
+def simultaneous_gradients(system: System, state: TrainState, frozen: Tree, example: Batch) -> tuple[Tree, Tree, dict]:
     """Returns gradients of both networks at the old parameters from one forward pass, statistics and metrics.
 
     Two pulls through one `jax.vjp` of (generator loss, discriminator loss). D sees the real images first and the
@@ -103,7 +124,7 @@ def simultaneous_gradients(system: System, state: TrainState, example: Batch) ->
     sees = system.config.discriminator.sees
 
     def both(generator: Tree, discriminator: Tree) -> tuple[tuple, tuple]:
-        images, stats = _generate(system, generator, state.stats["generator"], example)
+        images, stats = _generate(system, generator, state.stats["generator"], frozen, example)
         real, d_stats = _judge(system, discriminator, state.stats["discriminator"], images, "image")
         fake, d_stats = _judge(system, discriminator, d_stats, images, sees)
         g_total, g_parts = losses.generator_loss(system.config.losses, images, fake, system.config.task.value_range)
@@ -120,9 +141,9 @@ def simultaneous_gradients(system: System, state: TrainState, example: Batch) ->
     return gradients, stats, scalars
 
 
-def discriminator_gradients(system: System, state: TrainState, example: Batch) -> tuple[Tree, Tree, dict]:
+def discriminator_gradients(system: System, state: TrainState, frozen: Tree, example: Batch) -> tuple[Tree, Tree, dict]:
     """Returns gradients and new statistics of the discriminator alone, the generator as it is."""
-    images, _ = _generate(system, state.params["generator"], state.stats["generator"], example)
+    images, _ = _generate(system, state.params["generator"], state.stats["generator"], frozen, example)
     images = jax.lax.stop_gradient(images)
 
     def loss(params: Tree) -> tuple[jax.Array, tuple]:
@@ -135,11 +156,13 @@ def discriminator_gradients(system: System, state: TrainState, example: Batch) -
     return {"discriminator": gradients}, {"discriminator": stats}, scalars
 
 
-def adversarial_generator_gradients(system: System, state: TrainState, example: Batch) -> tuple[Tree, Tree, dict]:
+def adversarial_generator_gradients(
+    system: System, state: TrainState, frozen: Tree, example: Batch
+) -> tuple[Tree, Tree, dict]:
     """Returns gradients and new statistics of the generator against the discriminator as it is in `state`."""
 
     def loss(params: Tree) -> tuple[jax.Array, tuple]:
-        images, stats = _generate(system, params, state.stats["generator"], example)
+        images, stats = _generate(system, params, state.stats["generator"], frozen, example)
         # D's statistics come from its own update alone.
         fake, _ = _judge(
             system,
@@ -164,10 +187,12 @@ def _logit_metrics(real: jax.Array, fake: jax.Array) -> dict[str, jax.Array]:
     }
 
 
-Gradients = Callable[[System, TrainState, Batch], tuple[Tree, Tree, dict]]
+Gradients = Callable[[System, TrainState, Tree, Batch], tuple[Tree, Tree, dict]]
 
 
-def averaged(function: Gradients, system: System, state: TrainState, batch: Batch) -> tuple[Tree, Tree, dict]:
+def averaged(
+    function: Gradients, system: System, state: TrainState, frozen: Tree, batch: Batch
+) -> tuple[Tree, Tree, dict]:
     """Averages gradients and metrics over the microbatches of one step and over the replicas, with one all-reduce.
 
     Statistics run through the microbatches in turn. The microbatches are unrolled: convolutions inside a scan are
@@ -177,7 +202,7 @@ def averaged(function: Gradients, system: System, state: TrainState, batch: Batc
     gradients = scalars = None
     for microbatch in _microbatches(batch, parts):
         example = task.training_example(system.config, microbatch)
-        new_gradients, stats, new_scalars = function(system, state, example)
+        new_gradients, stats, new_scalars = function(system, state, frozen, example)
         state = state.replace(stats={**state.stats, **stats})
         if gradients is None:
             gradients, scalars = new_gradients, new_scalars
@@ -201,7 +226,6 @@ def _update(
     gradients: Tree,
     stats: Tree,
     losses: Mapping[str, jax.Array],
-    frozen_groups: Sequence[str] = (),
 ) -> tuple[TrainState, dict]:
     """Applies gradients group by group; groups without gradients, or frozen, keep parameters and optimiser state.
 
@@ -217,7 +241,7 @@ def _update(
         finite &= jnp.isfinite(losses.get(name, 0.0))
     for group, optimizer in system.optimizers.items():
         network = group.split("/")[0]
-        if network not in gradients or group in frozen_groups:
+        if network not in gradients or group in system.frozen_groups:
             continue
         own_gradients, own = optim.select(gradients[network], group), optim.select(params[network], group)
         rate = system.schedules[group](optim.update_count(opt[group])) * state.lr_scale[group]
@@ -270,10 +294,11 @@ def make_train_step(
     Args:
         system: networks, optimisers and config.
         kind: what is trained, one of `regimes.KINDS`; of both networks `config.regime.order` says how.
-        frozen_groups: parameter groups that keep parameters and optimiser state.
+        frozen_groups: of the System.
 
     Returns:
-        A pure function of one replica. `frozen` holds pretrained weights that no one trains, `{}` without them.
+        A pure function of one replica. `frozen` holds the pretrained weights that no one trains, those that
+        `perceptual.load_frozen` gives.
         `batch` is {image uint8 (B, H, W, 3), slot int32 (B,), mask? uint8 (B, H, W, 1)}; metrics are float32 scalars,
         equal on every replica.
 
@@ -282,15 +307,15 @@ def make_train_step(
     """
     if unknown := set(frozen_groups) - set(system.optimizers):
         raise ValueError(f"no parameter group {min(unknown)!r} to freeze: known are {', '.join(system.optimizers)}")
+    system = dataclasses.replace(system, frozen_groups=tuple(frozen_groups))
     turns = _turns(system, kind)
 
     def step(state: TrainState, frozen: Tree, batch: Batch) -> tuple[TrainState, dict]:
-        del frozen  # no loss of this project's present systems has pretrained weights
         collected: dict[str, jax.Array] = {}
         before = state.guard
         for function in turns:
-            gradients, stats, scalars = averaged(function, system, state, batch)
-            state, norms = _update(system, state, gradients, stats, scalars, frozen_groups)
+            gradients, stats, scalars = averaged(function, system, state, frozen, batch)
+            state, norms = _update(system, state, gradients, stats, scalars)
             collected |= scalars | norms
         state = state.replace(step=state.step + 1, guard=guard.after_step(before, state.guard))
         collected |= guard.scalars(state.guard)
@@ -321,11 +346,11 @@ def make_eval_step(
 ) -> Callable[[Tree, Batch], dict[str, jax.Array]]:
     """Returns `step(variables, batch)` for one replica: metrics of each example (B,), and `completed` as uint8.
 
-    `variables` holds the generator's `params` and `batch_stats`; the batch is {image uint8, mask uint8, …}. Metrics
-    are taken of the completed picture rounded to uint8, because that is what a user gets; the reconstruction losses
-    beside them, `loss/<term>`, as in training, to be compared with it. With the discriminator's variables under
-    `discriminator` there are `loss/generator` and `loss/discriminator` too; without one, the former is the sum of the
-    reconstruction losses.
+    `variables` holds the generator's `params` and `batch_stats`, and under `frozen` what `perceptual.load_frozen`
+    gives, where that is not empty; the batch is {image uint8, mask uint8, …}. Metrics are taken of the completed
+    picture rounded to uint8, because that is what a user gets; the reconstruction losses beside them, `loss/<term>`, as
+    in training, to be compared with it. With the discriminator's variables under `discriminator` there are
+    `loss/generator` and `loss/discriminator` too; without one, the former is the sum of the reconstruction losses.
     """
     generator = models.build_generator(config, None)
     discriminator = models.build_discriminator(config, None)
@@ -338,19 +363,17 @@ def make_eval_step(
         answer = task.generator_output(config, example["image"], example["mask"], answer)
         output = task.to_uint8(answer, config.task.value_range)
         completed = jnp.where(batch["mask"] > 0, output, batch["image"])
-        values = metrics.image_metrics(
-            completed.astype(jnp.float32) / 255.0,
-            batch["image"].astype(jnp.float32) / 255.0,
-            example["mask"],
-            normal_maps,
-        )
+        pictures = [picture.astype(jnp.float32) / 255.0 for picture in (completed, batch["image"])]
+        values = metrics.image_metrics(*pictures, example["mask"], normal_maps)
+        frozen = variables.get("frozen", {})
+        if config.evaluation.lpips:
+            values |= perceptual.lpips_metrics(frozen["lpips"], *pictures, example["mask"])
         images = {**example, "output": answer, "completed": task.complete(example["image"], example["mask"], answer)}
+        images |= {"condition": seen, "features": perceptual.features_of(config, frozen, images)}
         terms = losses.reconstruction_losses(config.losses, images, config.task.value_range)
         if judge := variables.get("discriminator"):
             real, fake = (
-                discriminator.apply(
-                    judge, task.discriminator_input(config, images[name], example["mask"], seen), train=False
-                )
+                discriminator.apply(judge, _judged(config, images, name), train=False)
                 for name in ("image", config.discriminator.sees)
             )
             terms |= losses.adversarial_losses(config.losses, fake)

@@ -14,16 +14,25 @@ INPUT_CHANNELS = {"masked": 3, "mask": 1, "mask3": 3, "luminance": 1}
 _LUMINANCE = (0.299, 0.587, 0.114)
 
 
+# What VGG16 can see as a picture.
+PICTURES = ("masked", "luminance")
+
+
 def to_value_range(image: jax.Array, value_range: tuple[float, float]) -> jax.Array:
     """Maps uint8 [0, 255] to float32 in `value_range`."""
     low, high = value_range
     return image.astype(jnp.float32) * ((high - low) / 255.0) + low
 
 
+def to_unit_range(image: jax.Array, value_range: tuple[float, float]) -> jax.Array:
+    """Maps `value_range` to [0, 1]; what lies outside of it stays outside."""
+    low, high = value_range
+    return (image - low) / (high - low)
+
+
 def from_value_range(image: jax.Array, value_range: tuple[float, float]) -> jax.Array:
     """Maps `value_range` to float32 [0, 1], clipped."""
-    low, high = value_range
-    return jnp.clip((image - low) / (high - low), 0.0, 1.0)
+    return jnp.clip(to_unit_range(image, value_range), 0.0, 1.0)
 
 
 def to_uint8(image: jax.Array, value_range: tuple[float, float]) -> jax.Array:
@@ -46,6 +55,11 @@ def validate_task(config: ml_collections.ConfigDict) -> None:
         raise ValueError("config.task.inputs is empty: name at least one of " + ", ".join(INPUT_CHANNELS))
     if config.generator.residual and config.task.inputs[0] != "masked":
         raise ValueError("config.generator.residual adds to the masked image: config.task.inputs must begin with it")
+    if config.generator.name == "vgg_unet" and config.task.inputs[0] not in PICTURES:
+        raise ValueError(
+            f"config.generator.name = 'vgg_unet' sees the first of config.task.inputs as a picture: let it be "
+            f"{' or '.join(PICTURES)}, not {config.task.inputs[0]!r}"
+        )
     _validate_window(config)
 
 
@@ -99,7 +113,13 @@ def input_shapes(config: ml_collections.ConfigDict) -> dict[str, tuple | dict[st
     side, seen = sides[config.task.view], input_channels(config)
     judged = 3 + (seen if config.discriminator.condition == "input" else 0)
     views = {view: (sides[view], sides[view], judged) for view in config.discriminator.views}
-    return {"generator": (side, side, seen), "discriminator": views if len(views) > 1 else next(iter(views.values()))}
+    shapes = views if len(views) > 1 else next(iter(views.values()))
+    if config.discriminator.name == "vgg":
+        # It sees the features before VGG16's fourth max-pool, and the condition beside them.
+        shapes = {"features": (sides["full"] // 8, sides["full"] // 8, 8 * config.vgg.width)}
+        if judged > 3:
+            shapes["condition"] = (sides["full"], sides["full"], seen)
+    return {"generator": (side, side, seen), "discriminator": shapes}
 
 
 def input_channels(config: ml_collections.ConfigDict) -> int:
@@ -109,6 +129,8 @@ def input_channels(config: ml_collections.ConfigDict) -> int:
 
 def training_example(config: ml_collections.ConfigDict, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """Returns `image` and `mask` of a training batch, every random choice keyed by its slot.
+
+    The slots come along, for what else is random.
 
     Args:
         batch: image uint8 (B, H, W, 3), slot int32 (B,), and mask uint8 (B, H, W, 1) where masks come from files.
@@ -141,7 +163,7 @@ def training_example(config: ml_collections.ConfigDict, batch: Mapping[str, jax.
         mask = jax.vmap(lambda key: masks.draw_mask(key, height, width, spec))(
             keys.slot_keys(config.seed, "mask", slot)
         )
-    return {"image": image, "mask": mask}
+    return {"image": image, "mask": mask, "slot": slot}
 
 
 def evaluation_example(config: ml_collections.ConfigDict, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:

@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import ml_collections
+import optax
 
 from inpaint_jax import checkpoint, command_line, evaluate, guard, regimes, report, run_folder, weights
 from inpaint_jax import config as config_module
@@ -42,7 +44,7 @@ def fit(run: Run, checkpoints: checkpoint.Checkpoints, preemption: checkpoint.Pr
     state, regime = begin(run, checkpoints, allow_changes)
     step = int(state.step)
     train_steps: dict[str, Callable] = {}  # by phase: each is compiled once
-    state, frozen = parallel.replicate(state), parallel.replicate({})
+    state, frozen = parallel.replicate(state), parallel.replicate(run.frozen)
     batches = pipeline.train_batches(
         run.splits["train"], seed=config.seed, batch=config.batch_size * config.accumulate,
         start_step=step, stop_step=run.total_steps, threads=config.data.reader_threads,
@@ -51,7 +53,10 @@ def fit(run: Run, checkpoints: checkpoint.Checkpoints, preemption: checkpoint.Pr
     records = Records(run, step)
     try:
         records.describe(step)
-        log.info("training from step %d to %d; compiling first, which can take minutes", step, run.total_steps)
+        if regime.stopped:
+            log.info("step %d: the training had ended, by early stopping or with its last phase", step)
+        else:
+            log.info("training from step %d to %d; compiling first, which can take minutes", step, run.total_steps)
         first_step = step + 1
         while step < run.total_steps and not regime.stopped:
             phase = regime.phase
@@ -65,22 +70,24 @@ def fit(run: Run, checkpoints: checkpoint.Checkpoints, preemption: checkpoint.Pr
             preempted, actions = preemption.requested, ()
             logs, (validates, saves) = step % config.log_every_steps == 0, run.due(step)
             # Where a phase ends is saved: what it has come to is known from its last step on.
-            ends = regimes.tick(config, regime, step=step)
+            ends = regimes.tick(config, regime, step=step, steps_per_epoch=run.steps_per_epoch)
             validates = validates or ends.stopped
             saves = saves or validates or ends.phase_start == step or preempted is not None
             if logs or saves:
                 values = {name: float(value) for name, value in parallel.unreplicate(scalars).items()}
                 records.train(step, phase, values, logs)
             if validates:
-                regime, actions = validate(run, state, regime, step, records)
+                regime, actions = validate(run, state, frozen, regime, step, records)
             if logs or saves:
                 records.times(step)
             # After validation: what it finds belongs to the phase that was trained.
             if not regime.stopped:
-                regime = regimes.tick(config, regime, step=step)
+                regime = regimes.tick(config, regime, step=step, steps_per_epoch=run.steps_per_epoch)
             state = react(config, state, regime, actions, step)
             if saves:
                 save(run, checkpoints, records, state, regime, actions)
+            if regime.stopped and regimes.STOP not in actions:
+                log.info("step %d: the last phase has ended", step)
             if regimes.STOP in actions:
                 log.info("early stopping at step %d: no better value for %d epochs", step, regime.waited_epochs)
             if preempted and step < run.total_steps:
@@ -117,26 +124,39 @@ def save(
 def react(
     config: ml_collections.ConfigDict, state: TrainState, regime: RegimeState, actions: tuple[str, ...], step: int
 ) -> TrainState:
-    """Returns the state after what the regime decided: rates scaled, or the guard's level forgotten in a new phase."""
+    """Returns the state after what the regime decided: rates scaled, and what a new run of a phase begins with.
+
+    That is the guard's level forgotten and, if the phase has `restart`, the optimisers anew.
+    """
     if regimes.SCALE_RATE in actions:
         reacts, factor = regimes.reacting_groups(config, state.lr_scale), config.regime.reaction_factor
         log.info("rate reaction: the learning rate of %s x %g", ", ".join(reacts), factor)
         scales = {group: scale * factor if group in reacts else scale for group, scale in state.lr_scale.items()}
-        return state.replace(lr_scale=scales)
-    if regime.phase_start == step:
-        log.info("step %d: phase %s begins", step, regime.phase)
-        return state.replace(guard=guard.forget_level(state.guard))
-    return state
+        state = state.replace(lr_scale=scales)
+    if regime.phase_start != step:
+        return state
+    number, runs = regimes.run_in_phase(config, regime)
+    restarts = config.regime.phases[regime.phase].restart
+    log.info(
+        "step %d: phase %s begins%s%s", step, regime.phase,
+        f" (run {number} of {runs})" if runs > 1 else "", ", optimisers restarted" if restarts else "",
+    )  # fmt: skip
+    return state.replace(guard=guard.forget_level(state.guard), opt=restarted(state.opt) if restarts else state.opt)
+
+
+def restarted(states: dict[str, optax.OptState]) -> dict[str, optax.OptState]:
+    """Returns optimiser states as before the first update, which is zeros for every optimiser of `optim.py`."""
+    return jax.tree.map(lambda x: jnp.zeros_like(x, device=x.sharding), states)
 
 
 def validate(
-    run: Run, state: TrainState, regime: RegimeState, step: int, records: Records
+    run: Run, state: TrainState, frozen: dict, regime: RegimeState, step: int, records: Records
 ) -> tuple[RegimeState, tuple[str, ...]]:
     """Evaluates the moving averages on the validation split, writes its row and samples, and advances the regime."""
     config, epoch = run.config, run.epochs_done(step)
     shows = epoch <= 1 or epoch % config.sample_every_epochs == 0 or step == run.total_steps
     per_image, pictures = evaluate.evaluate(
-        run.eval_step, run.parallel, validated_variables(state), run.val_images, run.val_masks,
+        run.eval_step, run.parallel, {**validated_variables(state), "frozen": frozen}, run.val_images, run.val_masks,
         config.evaluation.batch_size, range(config.evaluation.samples) if shows else (),
     )  # fmt: skip
     values = evaluate.means(per_image)
@@ -144,7 +164,10 @@ def validate(
     records.monitor.epoch_line(step, step / run.steps_per_epoch, config.epochs, values, records.health_line())
     if pictures:
         records.monitor.samples(step, [pictures[i] for i in sorted(pictures)])
-    return regimes.advance(config, regime, step=step, epoch=epoch, values=values)
+    advanced, actions = regimes.advance(config, regime, step=step, epoch=epoch, values=values)
+    if advanced.phase_index != regime.phase_index:
+        log.info("step %d: phase %s ends, no better value for %d epochs", step, regime.phase, config.patience)
+    return advanced, actions
 
 
 def run_training(
@@ -181,7 +204,8 @@ def run_training(
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             raise ValueError(
-                f"out of memory: lower config.batch_size ({config.batch_size}) and raise config.accumulate instead "
+                f"out of memory: lower config.batch_size ({config.batch_size}) and raise config.accumulate instead, or "
+                f"for validation and test lower config.evaluation.batch_size ({config.evaluation.batch_size}) "
                 f"({str(error).splitlines()[0]})"
             ) from error
         finally:
@@ -211,7 +235,9 @@ def finish(run: Run, checkpoints: checkpoint.Checkpoints) -> None:
     timing = run_folder.read_rows(run.workdir / run_folder.TIMING)
     seconds = sum(row["seconds"] for row in timing)
     steps = checkpoints.latest_step()
-    tested = evaluate.test_phase(run.config, run.eval_step, run.parallel, variables, run.splits["test"], run.workdir)
+    tested = evaluate.test_phase(
+        run.config, run.eval_step, run.parallel, variables, run.frozen, run.splits["test"], run.workdir
+    )
     results = {
         "config": run.name,
         "hashes": config_module.hashes(run.config),

@@ -85,7 +85,7 @@ def test_baselines_are_scored_on_the_same_images():
     source = ImageSource(["a", "b"], lambda i: image, "x")
     masks = np.zeros((2, 32, 32, 1), np.uint8)
     masks[:, :4] = 1
-    perfect = evaluate.evaluate_baseline(lambda image, mask: image, source, masks, False)
+    perfect = evaluate.evaluate_baseline(lambda image, mask: image, source, masks, 4, False, {})
     assert perfect["psnr_db_hole"].tolist() == [100, 100]
-    off = evaluate.evaluate_baseline(lambda image, mask: image + np.uint8(51), source, masks, False)
+    off = evaluate.evaluate_baseline(lambda image, mask: image + np.uint8(51), source, masks, 4, False, {})
     np.testing.assert_allclose(off["l1_hole"], 0.2, rtol=1e-5)

@@ -220,9 +220,9 @@ def test_metrics_are_finite_ordered_and_blind_to_known_pixels_in_hole_forms(seed
     prediction, target, mask = example(seed)
     result = compute(prediction, target, mask)
     assert all(np.isfinite(values).all() for values in result.values())
-    for name, direction in metrics.METRIC_DIRECTION.items():
+    for name in metrics.validated_metrics(normal_maps=True, lpips=False):
         # The noise grows with the index, so the score gets worse from image to image.
-        better_first = np.diff(result[name]) < 0 if direction == "max" else np.diff(result[name]) > 0
+        better_first = np.diff(result[name]) < 0 if metrics.direction_of(name) == "max" else np.diff(result[name]) > 0
         assert better_first.all(), name
     other_known = np.where(mask == 1, prediction, target)
     blind = compute(other_known, target, mask)
@@ -230,11 +230,27 @@ def test_metrics_are_finite_ordered_and_blind_to_known_pixels_in_hole_forms(seed
         np.testing.assert_allclose(blind[name], result[name], rtol=1e-5)
 
 
-def test_photographs_have_no_angular_error_and_directions_cover_every_metric():
+@pytest.mark.parametrize("normal_maps", [True, False])
+def test_validated_metrics_are_those_of_the_means_that_have_a_direction(normal_maps):
     prediction, target, mask = example(seed=6)
-    names = set(jax.eval_shape(functools.partial(metrics.image_metrics, normal_maps=False), prediction, target, mask))
-    assert names | {"angular_error_deg_hole"} == metrics.METRIC_DIRECTION.keys() | GRADIENTS
-    assert "angular_error_deg_hole" not in names
+    score = functools.partial(metrics.image_metrics, normal_maps=normal_maps)
+    shapes = jax.eval_shape(score, prediction, target, mask)
+    names = metrics.mean_metrics({name: np.ones(4) for name in shapes})
+    own = metrics.validated_metrics(normal_maps, lpips=False)
+    assert own == [name for name in metrics.METRIC_DIRECTION if name in names]
+    assert set(names) - set(own) <= set(metrics.RATIOS)
+    assert set(metrics.validated_metrics(normal_maps, lpips=True)) - set(own) == {"lpips_full", "lpips_hole"}
+    assert ("angular_error_deg_hole" in own) == normal_maps
+    assert ("completeness_hole" in own) != normal_maps
+
+
+def test_photographs_keep_the_metrics_that_they_share_with_normal_maps():
+    prediction, target, mask = example(seed=7)
+    ours = jax.jit(functools.partial(metrics.image_metrics, normal_maps=False))(prediction, target, mask)
+    theirs = compute(prediction, target, mask)
+    assert theirs.keys() - ours.keys() == {"angular_error_deg_hole"}
+    for name in theirs.keys() & ours.keys():
+        np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-6, err_msg=name)
 
 
 def test_images_below_the_window_are_refused_with_their_size():

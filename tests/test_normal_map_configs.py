@@ -156,8 +156,8 @@ def test_run_folders_are_named_after_the_version():
     )
 
 
-# Versions whose steps or phases are their own; the others go the same ways, with other numbers.
-DISTINCT = ("v2_0_unet_gen_only", "v2_2_unet_disc_then_gen")
+# The version whose phases are its own; the others go the same ways as the flagship, with other numbers.
+DISTINCT = ("v2_2_unet_disc_then_gen",)
 
 
 @pytest.mark.parametrize("version", [v if v in DISTINCT else pytest.param(v, marks=pytest.mark.slow) for v in VERSIONS])

@@ -27,13 +27,14 @@ def runs(make_state, make_batch):
     # Long enough a run for the warmup to last all ten steps. At the full rate Adam turns the rounding of gradients near
     # zero into steps of the size of the rate, and losses part within three steps.
     config.optimizer.update({"name": "adam", "warmup_fraction": 0.02})
+    config.generator.dropout = 0.5
     system = step.make_system(config, 50 * STEPS)
     first = make_state(config, system.optimizers)
     train_step = step.make_train_step(system, "joint")
 
     def step_with_gradients(state, frozen, batch):
         # One program for both: the compiler merges what they share.
-        gradients, _, _ = step.averaged(step.simultaneous_gradients, system, state, batch)
+        gradients, _, _ = step.averaged(step.simultaneous_gradients, system, state, {}, batch)
         state, metrics = train_step(state, frozen, batch)
         return state, {"metrics": metrics, "gradients": gradients}
 
@@ -113,7 +114,7 @@ def test_trees_and_batches_survive_the_round_trip(form):
         np.testing.assert_array_equal(result[name], value + 1)
 
 
-def mean_brightness_squared(system, state, example):
+def mean_brightness_squared(system, state, frozen, example):
     """Stands for any gradient that depends on which examples share a microbatch, as batch statistics do."""
     mean = jax.lax.pmean(jnp.mean(example["image"]), AXIS)
     return {"generator": jnp.square(mean)}, {}, {}
@@ -127,7 +128,7 @@ def test_microbatches_hold_the_same_examples_on_any_number_of_devices(tiny_confi
     for form in FORMS:
         parallel = form_of(*form)
         empty = TrainState(np.int32(0), {}, {"generator": {}}, {}, {}, {}, {}, {})
-        measure = parallel.train(lambda s, _, b: (s, step.averaged(mean_brightness_squared, system, s, b)[0]))
+        measure = parallel.train(lambda s, _, b: (s, step.averaged(mean_brightness_squared, system, s, {}, b)[0]))
         _, result = measure(parallel.replicate(empty), parallel.replicate({}), parallel.shard(batch))
         values.append(float(parallel.unreplicate(result)["generator"]))
     np.testing.assert_allclose(values, values[0], rtol=1e-5)

@@ -1,12 +1,19 @@
-"""Best by the metric's direction, patience, the epochs at which stopping acts, phases and rate reactions."""
+"""Best by the metric's direction, patience, the epochs at which stopping acts, phases, runs and rate reactions."""
 
 import copy
 import json
 
+import ml_collections
 import pytest
 
 from configs import common
-from inpaint_jax.regimes import advance, check_groups, first_regime, resume, tick
+from inpaint_jax.regimes import (
+    advance,
+    check_groups,
+    first_regime,
+    resume,
+    tick,
+)
 from inpaint_jax.state import RegimeState
 
 
@@ -83,11 +90,12 @@ def follow(config, events, steps):
         phases.append(regime.phase)
         # Through JSON at every step, as a kill and a restart would.
         regime = RegimeState.from_json(json.loads(json.dumps(regime.to_json())))
+        assert resume(config, regime, step=step - 1, steps_per_epoch=2, more_epochs=False) == regime
         if step % 2 == 0:
             regime, actions = advance(config, regime, step=step, epoch=step // 2, values=events(step // 2))
             reactions += ["scale_rate" in actions] * ("scale_rate" in actions)
         if not regime.stopped:
-            regime = tick(config, regime, step=step)
+            regime = tick(config, regime, step=step, steps_per_epoch=2)
         if regime.stopped:
             stopped_at = step
             break
@@ -139,6 +147,18 @@ def test_rate_reactions_come_first_and_so_many_times(tiny_config):
     assert stopped_at == 2 * (1 + 4 * 2)
 
 
+def with_fields(**fields):
+    # Assigned anew: a ConfigDict refuses another type, and an unknown field, in a phase that is there.
+    def change(regime):
+        regime.phases["warm"] = ml_collections.ConfigDict({**common.phase("joint"), **fields})
+
+    return change
+
+
+def without_new_fields(regime):
+    regime.phases["warm"] = ml_collections.ConfigDict({"trains": "joint", "steps": 0, "monitor": "", "frozen": ()})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -148,7 +168,23 @@ def test_rate_reactions_come_first_and_so_many_times(tiny_config):
         ),
         (lambda r: r.phases.warm.update({"trains": "everything"}), r"phases\.warm\.trains = 'everything': use one of"),
         (lambda r: r.phases.warm.update({"steps": -1}), r"phases\.warm\.steps = -1"),
-        (lambda r: r.update({"repeat": True}), "would never end: give it steps, or set config.patience"),
+        (lambda r: r.update({"repeat": True}), "would never end: give it steps or epochs, or set config.patience"),
+        (lambda r: r.phases.warm.update({"runs": 2}), "would never end: give it steps or epochs"),
+        (lambda r: r.phases.warm.update({"epochs": -1}), r"phases\.warm\.epochs = -1"),
+        (lambda r: r.phases.warm.update({"steps": 4, "epochs": 2}), r"warm has steps = 4 and epochs = 2: set one"),
+        (lambda r: r.phases.warm.update({"runs": 0}), r"phases\.warm\.runs = 0: must be from 1 to"),
+        (lambda r: r.phases.warm.update({"runs": 10**9}), r"phases\.warm\.runs = 1000000000: must be from 1 to"),
+        (lambda r: r.phases.warm.update({"stops_early": True}), r"stops_early = True is for a phase with a length"),
+        (
+            lambda r: r.phases.warm.update({"stops_early": True, "epochs": 3}),
+            r"warm\.stops_early = True needs config\.patience",
+        ),
+        (with_fields(restart=1), r"phases\.warm\.restart = 1: must be True or False"),
+        (with_fields(runs=True), r"phases\.warm\.runs = True: must be a whole number"),
+        (with_fields(epochs=1.5), r"phases\.warm\.epochs = 1\.5: must be a whole number"),
+        (with_fields(frozen="discriminator"), r"phases\.warm\.frozen = 'discriminator': must be a tuple"),
+        (with_fields(stop_early=True), r"warm\.stop_early is no field of a phase: .* stops_early"),
+        (without_new_fields, "warm lacks the fields epochs, restart, runs, stops_early: make it with"),
         (lambda r: r.phases.warm.update({"monitor": "beauty"}), r"phases\.warm\.monitor = 'beauty'"),
     ],
 )
@@ -201,11 +237,11 @@ def test_a_run_that_ends_in_its_first_phase_of_the_discriminator_has_a_generator
 
 def test_more_epochs_take_up_early_stopping_and_no_sequence_that_is_done(tiny_config):
     stopped = RegimeState("joint", stopped=True, waited_epochs=9)
-    assert resume(tiny_config, stopped, step=8, more_epochs=False) == stopped
-    assert resume(tiny_config, stopped, step=8, more_epochs=True) == RegimeState("joint")
+    assert resume(tiny_config, stopped, step=8, steps_per_epoch=2, more_epochs=False) == stopped
+    assert resume(tiny_config, stopped, step=8, steps_per_epoch=2, more_epochs=True) == RegimeState("joint")
     tiny_config.regime.phases.both = common.phase("joint", steps=4)
     tiny_config.regime.sequence = ("both",)
     done = RegimeState("both", stopped=True)
-    assert resume(tiny_config, done, step=4, more_epochs=True) == done
+    assert resume(tiny_config, done, step=4, steps_per_epoch=2, more_epochs=True) == done
     with pytest.raises(ValueError, match=r"stands in the phase 'joint', and .* has 'both' in its place"):
-        resume(tiny_config, stopped, step=8, more_epochs=True)
+        resume(tiny_config, stopped, step=8, steps_per_epoch=2, more_epochs=True)

@@ -129,7 +129,7 @@ def joint(make_state):
         generator, discriminator = state.params["generator"], state.params["discriminator"]
         return {
             "step": train(state, {}, batch),
-            "averaged": step.averaged(step.simultaneous_gradients, system, state, batch),
+            "averaged": step.averaged(step.simultaneous_gradients, system, state, {}, batch),
             "cosine": jax.value_and_grad(apart.cosine)(generator),
             "adversarial": jax.value_and_grad(apart.adversarial)(generator, discriminator),
             "discriminator": jax.value_and_grad(apart.discriminator)(discriminator),

@@ -147,7 +147,7 @@ def test_killed_run_equals_the_uninterrupted_one(finished: Path, tmp_path: Path)
     assert steps_shown(workdir / "tensorboard", "train/loss/generator") == list(range(1, STEPS + 1))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_preempted_run_saves_and_goes_on(finished: Path, tmp_path: Path, number: signal.Signals):
     workdir = tmp_path / "preempted"
     process = start(workdir, "--config.checkpoint_every_steps=1000")

@@ -15,6 +15,7 @@ from inpaint_jax.models.local_global import LocalGlobalDiscriminator
 from inpaint_jax.models.patchgan import PatchGAN
 from inpaint_jax.models.small_patch import SmallPatchDiscriminator
 from inpaint_jax.models.unet import UNet
+from inpaint_jax.models.vgg import VGGDiscriminator, VGGUNet
 
 
 def _unet(config: ml_collections.ConfigDict, axis_name: str | None) -> nn.Module:
@@ -26,6 +27,20 @@ def _unet(config: ml_collections.ConfigDict, axis_name: str | None) -> nn.Module
         refine=config.generator.refine,
         residual=config.generator.residual,
         output=config.generator.output,
+        dropout=config.generator.dropout,
+        dtype=jnp.dtype(config.dtype),
+        axis_name=axis_name,
+    )
+
+
+def _vgg_unet(config: ml_collections.ConfigDict, axis_name: str | None) -> nn.Module:
+    return VGGUNet(
+        picture_channels=task.INPUT_CHANNELS[config.task.inputs[0]],
+        value_range=config.task.value_range,
+        vgg_width=config.vgg.width,
+        width=config.generator.width,
+        norm=config.generator.normalisation,
+        dropout=config.generator.dropout,
         dtype=jnp.dtype(config.dtype),
         axis_name=axis_name,
     )
@@ -64,12 +79,14 @@ GENERATORS: dict[str, Builder] = {
     "completion": _completion,
     "pooling_unet": _pooling_unet,
     "encoder_decoder": _encoder_decoder,
+    "vgg_unet": _vgg_unet,
 }
 # Discriminators have the same attributes: width, norm, dtype and axis_name.
 DISCRIMINATORS: dict[str, type[nn.Module]] = {
     "patchgan": PatchGAN,
     "small_patch": SmallPatchDiscriminator,
     "local_global": LocalGlobalDiscriminator,
+    "vgg": VGGDiscriminator,
 }
 
 

@@ -360,6 +360,26 @@ def normalisation(kind: str, dtype: jnp.dtype, axis_name: str | None, name: str)
     raise ValueError(f"unknown normalisation {kind!r}; use batch or instance")
 
 
+def dropout(x: jax.Array, rate: float, keys: jax.Array | None, purpose: int) -> jax.Array:
+    """Zero each value with probability `rate` and divide the others by 1 - rate (Srivastava et al. 2014).
+
+    Args:
+        x: (B, H, W, C) values.
+        rate: from 0, which changes nothing, to below 1.
+        keys: one key for each example, (B,), so that what is dropped does not depend on how a batch is spread.
+        purpose: number of the layer, which makes its choice another than that of other layers.
+
+    Raises:
+        ValueError: there are no keys.
+    """
+    if not rate:
+        return x
+    if keys is None:
+        raise ValueError("dropout needs a key for each example: pass dropout_keys to the network")
+    kept = jax.vmap(lambda key, one: jax.random.bernoulli(jax.random.fold_in(key, purpose), 1.0 - rate, one.shape))
+    return jnp.where(kept(keys, x), x / (1.0 - rate), 0.0).astype(x.dtype)
+
+
 def unit_normalise(x: jax.Array, epsilon: float = 1e-6) -> jax.Array:
     """Scale vectors along the last axis to unit length.
 

@@ -1,14 +1,15 @@
 """The pix2pix-style U-Net of the normal-map systems, with skips or without them (bowtie).
 
 Isola et al., "Image-to-Image Translation with Conditional Adversarial Networks", 2017, section 6.1: 4x4 stride-2
-convolutions down, 4x4 stride-2 transposed convolutions up. No dropout: the published normal-map versions use none.
+convolutions down, 4x4 stride-2 transposed convolutions up. The published normal-map versions use no dropout; pix2pix
+itself has it in the innermost levels of the decoder.
 """
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from inpaint_jax.models.layers import Conv, ConvTranspose, normalisation, unit_normalise
+from inpaint_jax.models.layers import Conv, ConvTranspose, dropout, normalisation, unit_normalise
 
 
 class UNet(nn.Module):
@@ -22,6 +23,7 @@ class UNet(nn.Module):
         refine: features of a last full-resolution level that sees the input once more; 0 = the published output layer.
         residual: add the first three input channels, the masked image, to the answer before it is normalised.
         output: unit (tanh, then L2 over the channels: normal maps) | tanh.
+        dropout: rate in the three innermost levels of the decoder, in training alone; 0.5 in pix2pix.
         dtype: compute type; parameters and the output are float32.
         axis_name: mapped axis over which batch statistics are synchronised; None = none.
     """
@@ -33,11 +35,13 @@ class UNet(nn.Module):
     refine: int = 0
     residual: bool = False
     output: str = "unit"
+    dropout: float = 0.0
     dtype: jnp.dtype = jnp.float32
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool, dropout_keys: jax.Array | None = None) -> jax.Array:
+        """Fills pictures; dropout_keys, one for each example, (B,), are needed in training where there is dropout."""
         levels = self.size.bit_length() - 1
         widths = [self.width * min(2**level, 8) for level in range(levels)]
 
@@ -57,7 +61,10 @@ class UNet(nn.Module):
         for level in reversed(range(levels - 1)):
             plain = self.norm == "none"
             x = ConvTranspose(widths[level], use_bias=plain, dtype=self.dtype, name=f"up{level}")(x)
-            x = nn.relu(x if plain else norm(x, f"up{level}_norm"))
+            x = x if plain else norm(x, f"up{level}_norm")
+            if train and level >= levels - 4:
+                x = dropout(x, self.dropout, dropout_keys, purpose=level)
+            x = nn.relu(x)
             if self.skips:
                 x = jnp.concatenate([x, skips[level]], axis=-1)
         if self.refine:
