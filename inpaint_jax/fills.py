@@ -51,6 +51,24 @@ def harmonic(image: jax.Array, mask: jax.Array) -> jax.Array:
     return jnp.where(mask > 0, estimate, image)
 
 
+def poisson(image: jax.Array, mask: jax.Array, answer: jax.Array) -> jax.Array:
+    """Returns an answer moved onto the known pixels at the rim of the hole, its gradients inside kept.
+
+    Poisson blending (P. Pérez, M. Gangnet, A. Blake, "Poisson image editing", 2003): the difference between picture
+    and answer at the known pixels, continued harmonically into the hole, is added. Any height and width.
+
+    Args:
+        image, answer: float32 (B, H, W, C), one range.
+        mask: float32 (B, H, W, 1), 1 = hole.
+    """
+    height, width = mask.shape[1:3]
+    # What is added to reach powers of two is unknown, and so changes nothing.
+    pad = [(0, 0), *((0, (1 << (side - 1).bit_length()) - side) for side in (height, width)), (0, 0)]
+    difference = jnp.pad((image - answer) * (1.0 - mask), pad)
+    offset = harmonic(difference, jnp.pad(mask, pad, constant_values=1.0))[:, :height, :width]
+    return answer + offset
+
+
 def _halve(x: jax.Array) -> jax.Array:
     batch, height, width, channels = x.shape
     return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))

@@ -3,17 +3,19 @@
 Whatever is wrong with a file ends in an `ImageFileError`, one sentence that names it and says what to do.
 """
 
+import contextlib
 import math
 import os
 import struct
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
+LOSSLESS_SUFFIXES = (".png", ".tif", ".tiff")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tga", ".dds", ".tif", ".tiff", ".bmp")
 
 # Contents that are tried whatever the suffix says. TGA files have no signature, so garbage could pass for one: they
@@ -35,6 +37,7 @@ _DAMAGE = (
     struct.error,
 )
 
+_ORIENTATION = 274  # the EXIF tag
 MASK_THRESHOLD = 128  # of 255; from here on a mask's pixel is hole
 
 # The contact sheet's measures, in pixels.
@@ -49,42 +52,47 @@ class ImageFileError(ValueError):
     """A picture cannot be read; the message names the file and says what to do."""
 
 
-def _refuse_unsuitable(image: Image.Image, path: Path) -> None:
-    """Raises for pictures that Pillow would read with a silent loss, and for those too large to decode safely."""
+def _bits(image: Image.Image, path: Path) -> int:
+    """Returns the bits of a channel, which Pillow does not tell of 16-bit colour: it cuts it down to 8 on its own."""
+    if image.format == "PNG":
+        # The file's own header has it (PNG specification, 11.2.1): 8 bytes of signature, length, "IHDR", width, height,
+        # then the depth.
+        with open(path, "rb") as file:
+            return file.read(25)[24]
+    if image.format == "TIFF":
+        return max(image.tag_v2.get(258, (8,)))  # BitsPerSample
+    # Formats of DirectDraw Surfaces: BC6H holds 16-bit floats.
+    floats = getattr(image, "pixel_format", "").startswith("BC6H")
+    return 16 if floats or image.mode.startswith(("I", "F")) else 8
+
+
+def _refuse_too_large(image: Image.Image, path: Path) -> None:
     width, height = image.size
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and width * height > limit:
         raise ImageFileError(f"{path} is {width}x{height}, above the limit of {limit} pixels: scale it down.")
-    bits = 8
-    if image.format == "PNG":
-        # Pillow cuts 16-bit colour down to 8 bits without a word, so the depth comes from the file's own header
-        # (PNG specification, 11.2.1): 8 bytes of signature, length, "IHDR", width, height, then the depth.
-        with open(path, "rb") as file:
-            bits = file.read(25)[24]
-    elif image.format == "TIFF":
-        bits = max(image.tag_v2.get(258, (8,)))  # BitsPerSample
-    # Formats of DirectDraw Surfaces: BC6H holds 16-bit floats.
-    compression = getattr(image, "pixel_format", "")
-    if bits > 8 or image.mode.startswith(("I", "F")) or compression.startswith("BC6H"):
+
+
+def _refuse_unsuitable(image: Image.Image, path: Path) -> None:
+    """Raises for pictures that Pillow would read with a silent loss."""
+    if _bits(image, path) > 8 or image.mode.startswith(("I", "F")):
         raise ImageFileError(
             f"{path} has more than 8 bits per channel, and 16-bit files are not read for training: "
             "save an 8-bit copy of it."
         )
-    if compression.startswith("BC5"):
+    if getattr(image, "pixel_format", "").startswith("BC5"):
         raise ImageFileError(f"{path} holds two channels only (BC5), where three are needed: save an RGB copy of it.")
 
 
-def _read_upright(path: str | os.PathLike, mode: str = "RGB") -> Image.Image:
+@contextlib.contextmanager
+def _opened(path: str | os.PathLike) -> Iterator[Image.Image]:
+    """Opens a picture that is not too large, and turns whatever is wrong with it into an `ImageFileError`."""
     path = Path(path)
     formats = (*_FORMATS, "TGA") if path.suffix.lower() == ".tga" else _FORMATS
     try:
         with Image.open(path, formats=formats) as image:
-            _refuse_unsuitable(image, path)
-            if mode == "RGB or RGBA":
-                mode = "RGBA" if image.has_transparency_data else "RGB"
-            if image.mode == "P" and image.has_transparency_data:
-                image = image.convert("RGBA")  # Pillow's own advice for palettes with transparent entries
-            return ImageOps.exif_transpose(image).convert(mode)
+            _refuse_too_large(image, path)
+            yield image
     except ImageFileError:
         raise
     except FileNotFoundError:
@@ -103,6 +111,12 @@ def _read_upright(path: str | os.PathLike, mode: str = "RGB") -> Image.Image:
         ) from error
 
 
+def _upright(image: Image.Image, mode: str) -> Image.Image:
+    if image.mode == "P" and image.has_transparency_data:
+        image = image.convert("RGBA")  # Pillow's own advice for palettes with transparent entries
+    return ImageOps.exif_transpose(image).convert(mode)
+
+
 def read_rgb(path: str | os.PathLike) -> np.ndarray:
     """Reads a PNG, JPEG, WebP, TGA, DDS, TIFF or BMP file as RGB, upright.
 
@@ -119,34 +133,67 @@ def read_rgb(path: str | os.PathLike) -> np.ndarray:
         ImageFileError: no such file, not an image, damaged, more than 8 bits per channel, or above Pillow's limit of
             pixels.
     """
-    return np.array(_read_upright(path))
+    with _opened(path) as image:
+        _refuse_unsuitable(image, Path(path))
+        return np.array(_upright(image, "RGB"))
 
 
-def read_rgb_and_alpha(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray | None]:
-    """Reads an image file as `read_rgb` does, and its alpha channel, uint8 (H, W), or None if it has none."""
-    pixels = np.array(_read_upright(path, "RGB or RGBA"))
-    return pixels[..., :3], pixels[..., 3] if pixels.shape[-1] == 4 else None
+def read_picture(path: str | os.PathLike) -> np.ndarray:
+    """Reads a picture that is to be changed and written again, with all its channels and bits, upright.
+
+    Palettes and CMYK become RGB, bilevel pictures grey. Of DDS files with two channels (BC5) the third is zero.
+
+    Args:
+        path: a PNG, JPEG, WebP, TGA, DDS, TIFF or BMP file; 16 bits a channel in PNG and TIFF.
+
+    Returns:
+        uint8 or uint16 (H, W, C), C = 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA (grey with alpha of 16 bits too).
+
+    Raises:
+        ImageFileError: as for `read_rgb`, more than 16 bits, or several frames, of which all but one would be lost.
+    """
+    path = Path(path)
+    with _opened(path) as image:
+        if (frames := getattr(image, "n_frames", 1)) > 1:
+            raise ImageFileError(f"{path} has {frames} frames or pages: save the one that you mean as a PNG file.")
+        bits = _bits(image, path)
+        if bits > 16 or image.mode in ("I", "F") or (bits > 8 and image.format not in ("PNG", "TIFF")):
+            raise ImageFileError(f"{path} has neither 8 nor 16 bits per channel: save a 16-bit PNG copy of it.")
+        if bits <= 8:
+            alpha = "A" if image.has_transparency_data else ""
+            pixels = np.array(_upright(image, ("L" if image.mode in ("1", "L", "LA") else "RGB") + alpha))
+            return pixels.reshape(*pixels.shape[:2], -1)
+        if image.getexif().get(_ORIENTATION, 1) != 1:
+            raise ImageFileError(f"{path} has 16 bits and an EXIF orientation: save a copy that is upright.")
+        pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+        if pixels is None or pixels.dtype != np.uint16:
+            raise ImageFileError(f"{path} cannot be read as 16-bit picture: save a 16-bit PNG copy of it.")
+    return _other_order(pixels.reshape(*pixels.shape[:2], -1))
 
 
-def with_alpha(image: np.ndarray, alpha: np.ndarray | None) -> np.ndarray:
-    """Returns the picture with its alpha channel put back, uint8 (H, W, 4), or as it is for None."""
-    return image if alpha is None else np.concatenate([image, alpha[..., None]], axis=-1)
+def _other_order(pixels: np.ndarray) -> np.ndarray:
+    """Exchanges red and blue, which OpenCV has the other way round."""
+    return pixels if pixels.shape[2] < 3 else np.ascontiguousarray(pixels[..., [2, 1, 0, 3][: pixels.shape[2]]])
 
 
 def read_mask(path: str | os.PathLike, size: int = 0) -> np.ndarray:
     """Reads a mask from an image file: white is hole, black is known, anything between goes to the nearer one.
 
     Args:
-        path: the file; colours count by their brightness, alpha is dropped.
+        path: the file, of 8 or 16 bits; colours count by their brightness, alpha is dropped.
         size: height and width to resize it to before the threshold; 0 = as it is.
 
     Returns:
         uint8 (H, W), 1 = hole (brightness of 128 or more), 0 = known.
 
     Raises:
-        ImageFileError: as for `read_rgb`.
+        ImageFileError: as for `read_picture`.
     """
-    grey = _read_upright(path).convert("L")
+    picture = read_picture(path)
+    if picture.dtype == np.uint16:
+        picture = (picture >> 8).astype(np.uint8)
+    # Grey of one or two channels, or colours; alpha is dropped.
+    grey = Image.fromarray(picture[..., 0] if picture.shape[2] < 3 else picture[..., :3]).convert("L")
     if size:
         grey = grey.resize((size, size), Image.Resampling.BILINEAR)
     return (np.asarray(grey) >= MASK_THRESHOLD).astype(np.uint8)
@@ -168,11 +215,39 @@ def write_png(path: str | os.PathLike, array: np.ndarray) -> None:
         raise ValueError(
             f"{path} needs a uint8 (H, W, 3), (H, W, 4) or (H, W) array, but got {array.dtype} {array.shape}."
         )
+    with _replacing(path) as temporary:
+        Image.fromarray(array).save(temporary, format="PNG")
+
+
+def write_picture(path: str | os.PathLike, pixels: np.ndarray) -> None:
+    """Writes what `read_picture` gives to a PNG or TIFF file, every bit of it, atomically; makes the folder.
+
+    Args:
+        path: the file to write or replace, its suffix one of `LOSSLESS_SUFFIXES`.
+        pixels: uint8 or uint16 (H, W, C), C = 1 to 4.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    path = Path(path)
+    kind = "PNG" if path.suffix.lower() == ".png" else "TIFF"
+    with _replacing(path) as temporary:
+        if pixels.dtype == np.uint8:
+            options = {} if kind == "PNG" else {"compression": "tiff_deflate"}
+            Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(temporary, format=kind, **options)
+        else:
+            _, encoded = cv2.imencode(f".{kind.lower()}", _other_order(pixels))
+            encoded.tofile(temporary)
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Gives a temporary name beside the file, which is renamed to it in the end; one name per writer."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # In the same folder, since a file can be renamed atomically within one file system only; one name per writer.
+    # In the same folder, since a file can be renamed atomically within one file system only.
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
-        Image.fromarray(array).save(temporary, format="PNG")
+        yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,6 +1,5 @@
 """Using a trained generator on a picture of any size."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -8,15 +7,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from inpaint_jax import models, task, weights
+from inpaint_jax import fills, models, task, weights
 
 OVERLAP = 0.5  # share of a tile that the next one covers again
+# Holes wider than this share of a tile are filled from a downscaled picture first: a tile must see what is around.
+WIDEST = 0.5
+BLENDS = ("none", "poisson")
+# Highest value of each type of picture; float32 is what passes between the scales.
+_HIGHEST = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0, np.dtype(np.float32): 1.0}
+
+# fill(picture as the generator's tile takes it, hole) -> float32 in [0, 1]
+Starts = list[tuple[int, int]]
 
 
 def tile_starts(length: int, size: int) -> list[int]:
     """Returns where tiles of `size` begin along `length` >= `size` pixels: evenly spaced, the last one at the end."""
     count = 1 + -(-(length - size) // max(1, round(size * (1 - OVERLAP))))
     return [round(i * (length - size) / max(1, count - 1)) for i in range(count)]
+
+
+def ring_starts(period: int, copies: int, size: int) -> list[int]:
+    """Returns where tiles of `size` begin on a ring of `copies` equal lengths of `period` pixels, alike in each."""
+    count = -(-period // max(1, round(size * (1 - OVERLAP))))
+    return [copy * period + round(i * period / count) for copy in range(copies) for i in range(count)]
 
 
 def _feather(size: int) -> np.ndarray:
@@ -29,25 +42,36 @@ class Inpainter:
     """Fills holes with a saved generator: `Inpainter.load(folder)(image, mask)`.
 
     A picture of the native size or smaller is padded by mirroring; a larger one goes through in overlapping tiles,
-    because the innermost kernels of a U-Net have only ever seen the native size. A generator that works on the window
-    around a hole (`config.task.view`) gets a window for each connected hole instead; then `windowed` is True.
+    because the innermost kernels of a U-Net have only ever seen the native size. Where a hole is wider than half a
+    tile, the picture is filled at half its size first (and that from half of it, and so on), and what lies further
+    than a quarter of a tile from known pixels is taken from there. A generator that works on the window around a hole
+    (`config.task.view`) gets a window for each connected hole instead; then `windowed` is True. Beside the picture
+    and the result there are at most 20 bytes in use for each pixel.
+
+    Attributes:
+        size: side of a tile or window, in pixels.
+        windowed: whether it works on windows.
+        normal_maps: whether it fills normal maps.
+        normal_y: of a normal map, where green points: "up", "down" or "mixed", as `config.data.normal_y`.
     """
 
     def __init__(self, config, variables: dict):
         self.windowed = config.task.view == "window"
         self.size = task.window_side(config) if self.windowed else config.image_size
-        self._normal_maps = config.data.kind == "normal_maps"
+        self.normal_maps = config.data.kind == "normal_maps"
+        self.normal_y = config.data.normal_y
         self._variables = variables
         generator = models.build_generator(config)
         config = config.copy_and_resolve_references()
         config.task.view = "full"  # windows are cut here, where the picture's own borders are known
 
-        def fill(variables: dict, image: jax.Array, mask: jax.Array) -> jax.Array:
+        def fill(variables: dict, image: jax.Array, mask: jax.Array, poisson: bool) -> jax.Array:
             seen = task.generator_input(config, task.to_value_range(image, config.task.value_range), mask)
             output = generator.apply(variables, seen, train=False)
-            return task.from_value_range(output, config.task.value_range)
+            output = task.from_value_range(output, config.task.value_range)
+            return fills.poisson(image / 255.0, mask, output) if poisson else output
 
-        self._fill = jax.jit(fill)
+        self._fill = jax.jit(fill, static_argnames="poisson")
 
     @classmethod
     def load(cls, folder: str | Path) -> "Inpainter":
@@ -58,43 +82,88 @@ class Inpainter:
         """
         return cls(*weights.load_generator(Path(folder)))
 
-    def __call__(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    def __call__(self, image: np.ndarray, mask: np.ndarray, *, wrap: bool = False, blend: str = "none") -> np.ndarray:
         """Returns the picture with its hole filled, known pixels byte-identical.
 
         Args:
-            image: uint8 (H, W, 3), any size.
+            image: uint8 or uint16 (H, W, 3), any size.
             mask: (H, W): bool, 0 to 1, or uint8 0 to 255; more than half = hole.
+            wrap: the picture is a tileable texture: left and right edge meet, and so do top and bottom.
+            blend: "poisson" carries the difference between answer and known pixels at the rim of the hole smoothly
+                into it, so that no outline shows, and keeps the answer's gradients.
 
         Returns:
-            uint8 (H, W, 3).
+            The image's type and shape; the hole of a normal map has unit vectors, up to the rounding.
 
         Raises:
-            ValueError: an array of another shape or type.
+            ValueError: an array of another shape or type, no known pixel, or what a model of windows cannot fill.
         """
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise ValueError(f"the image must be uint8 (H, W, 3), not {image.dtype} {image.shape}")
-        if mask.shape != image.shape[:2]:
-            raise ValueError(f"the mask has {mask.shape} pixels and the image {image.shape[:2]}: make them equal")
-        height, width = mask.shape
-        mask = np.asarray(mask)
-        hole = mask >= 128 if mask.dtype == np.uint8 and mask.max(initial=0) > 1 else mask > 0.5
+        hole = self._checked(image, mask, wrap, blend)
         if not hole.any():
             return image.copy()
-        pad = [(0, max(0, self.size - height)), (0, max(0, self.size - width))]
-        padded = np.pad(image, [*pad, (0, 0)], mode="symmetric")
-        starts = self._hole_windows if self.windowed else self._tile_grid
-        filled = self._tiles(padded, np.pad(hole, pad, mode="symmetric"), starts)[:height, :width]
-        if self._normal_maps:
+        filled = self._scales(image, hole, wrap, blend == "poisson")
+        if self.normal_maps:
             vectors = filled * 2.0 - 1.0
             filled = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-6) / 2.0 + 0.5
-        filled = np.round(filled * 255.0).astype(np.uint8)
+        filled = np.round(filled * _HIGHEST[image.dtype]).astype(image.dtype)
         return np.where(hole[..., None], filled, image)
 
-    def _tile_grid(self, hole: np.ndarray) -> list[tuple[int, int]]:
-        rows, columns = (tile_starts(length, self.size) for length in hole.shape)
-        return [(top, left) for top in rows for left in columns]
+    def _checked(self, image: np.ndarray, mask: np.ndarray, wrap: bool, blend: str) -> np.ndarray:
+        """Returns the hole, bool (H, W)."""
+        if image.dtype not in (np.uint8, np.uint16) or image.ndim != 3 or image.shape[2] != 3:
+            raise ValueError(f"the image must be uint8 or uint16 (H, W, 3), not {image.dtype} {image.shape}")
+        if mask.shape != image.shape[:2]:
+            raise ValueError(f"the mask has {mask.shape} pixels and the image {image.shape[:2]}: make them equal")
+        if blend not in BLENDS:
+            raise ValueError(f"blend = {blend!r}: known are {', '.join(BLENDS)}")
+        if wrap and self.windowed:
+            raise ValueError("this model works on windows around holes, which do not wrap: leave wrap out")
+        mask = np.asarray(mask)
+        hole = mask >= 128 if mask.dtype == np.uint8 and mask.max(initial=0) > 1 else mask > 0.5
+        if hole.all():
+            raise ValueError("the mask is all hole: leave what is to be kept out of it, the fill grows from there")
+        return hole
 
-    def _hole_windows(self, hole: np.ndarray) -> list[tuple[int, int]]:
+    def _scales(self, image: np.ndarray, hole: np.ndarray, wrap: bool, poisson: bool) -> np.ndarray:
+        """Returns float32 (H, W, 3) in [0, 1], meaningful at the holes, from coarse to fine."""
+        deep = np.zeros_like(hole)
+        if not self.windowed and max(hole.shape) > self.size:
+            deep = _distance(hole, wrap, self.size) > self.size * WIDEST / 2
+        if not deep.any():
+            return self._tiles(image, hole, wrap, poisson)
+        small, small_hole = _halved(image, hole, wrap)
+        coarse = self._scales(small, small_hole, wrap, poisson)
+        coarse = _doubled(np.where(small_hole[..., None], coarse, small), hole.shape, wrap)
+        known = np.where(deep[..., None], coarse, image / np.float32(_HIGHEST[image.dtype]))
+        return np.where(deep[..., None], coarse, self._tiles(known, hole & ~deep, wrap, poisson))
+
+    def _tiles(self, image: np.ndarray, hole: np.ndarray, wrap: bool, poisson: bool) -> np.ndarray:
+        """Returns float32 (H, W, 3) in [0, 1], meaningful at the holes, at one scale."""
+        height, width = hole.shape
+        if wrap:
+            copies = [-(-self.size // side) for side in hole.shape]
+            image, hole = np.tile(image, (*copies, 1)), np.tile(hole, copies)
+            rows, columns = (ring_starts(side, n, self.size) for side, n in zip((height, width), copies, strict=True))
+        else:
+            pad = [(0, max(0, self.size - side)) for side in hole.shape]
+            image, hole = np.pad(image, [*pad, (0, 0)], mode="symmetric"), np.pad(hole, pad, mode="symmetric")
+            rows, columns = (tile_starts(side, self.size) for side in hole.shape)
+        starts = self._hole_windows(hole) if self.windowed else [(top, left) for top in rows for left in columns]
+        weight, reach = _feather(self.size), np.arange(self.size)
+        # The fourth channel is the sum of the weights.
+        total = np.zeros((*hole.shape, 4), np.float32)
+        scale = np.float32(255.0 / _HIGHEST[image.dtype])
+        for top, left in starts:
+            place = np.ix_((top + reach) % hole.shape[0], (left + reach) % hole.shape[1])
+            if not hole[place].any():
+                continue
+            tile, mask = (image[place] * scale)[None], hole[place].astype(np.float32)[None, ..., None]
+            output = np.asarray(self._fill(self._variables, jnp.asarray(tile), jnp.asarray(mask), poisson=poisson))
+            total[place] += np.concatenate([output[0] * weight, weight], axis=-1)
+        total = total[:height, :width]
+        return total[..., :3] / np.maximum(total[..., 3:], 1e-12)
+
+    def _hole_windows(self, hole: np.ndarray) -> Starts:
         """Returns where the window of each connected hole begins: centred on it and moved inside the picture."""
         _, _, boxes, _ = cv2.connectedComponentsWithStats(hole.astype(np.uint8), connectivity=8)
         starts = []
@@ -108,21 +177,28 @@ class Inpainter:
             starts.append(tuple(min(max(0, (2 * a + n - self.size) // 2), side - self.size) for a, n, side in place))
         return starts
 
-    def _tiles(self, image: np.ndarray, hole: np.ndarray, starts: Callable) -> np.ndarray:
-        """Returns float32 (H, W, 3) in [0, 1], meaningful at the holes."""
-        size, weight = self.size, _feather(self.size)
-        total, weights_sum = np.zeros(image.shape, np.float32), np.full((*hole.shape, 1), 1e-12, np.float32)
-        for top, left in starts(hole):
-            window = np.s_[top : top + size, left : left + size]
-            if not hole[window].any():
-                continue
-            mask = jnp.asarray(hole[window], jnp.float32)[None, ..., None]
-            output = np.asarray(self._fill(self._variables, image[window][None], mask)[0])
-            total[window] += output * weight
-            weights_sum[window] += weight
-        return total / weights_sum
+
+def _distance(hole: np.ndarray, wrap: bool, reach: int) -> np.ndarray:
+    """Returns how far each pixel is from a known one, float32 (H, W), in pixels; exact up to `reach` around edges."""
+    padded = np.pad(hole, reach if wrap else 0, mode="wrap").astype(np.uint8)
+    distance = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    return distance[reach:-reach, reach:-reach] if wrap else distance
 
 
-def widest(hole: np.ndarray) -> int:
-    """Returns how wide a hole (H, W), nonzero = hole, is at most: twice the longest way to a known pixel, in pixels."""
-    return round(2 * float(cv2.distanceTransform((hole > 0).astype(np.uint8), cv2.DIST_L2, 5).max()))
+def _halved(image: np.ndarray, hole: np.ndarray, wrap: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Returns a picture and its hole at half the size: means of known pixels; hole where less than half is known."""
+    odd = [(0, side % 2) for side in hole.shape]
+    mode = "wrap" if wrap else "edge"
+    known = np.pad(~hole, odd, mode=mode).astype(np.float32)[..., None]
+    image = np.pad(image, [*odd, (0, 0)], mode=mode) * np.float32(1.0 / _HIGHEST[image.dtype])
+    sums, share = (
+        x.reshape(x.shape[0] // 2, 2, x.shape[1] // 2, 2, -1).mean(axis=(1, 3)) for x in (image * known, known)
+    )
+    return sums / np.maximum(share, 1e-6), share[..., 0] < 0.5
+
+
+def _doubled(image: np.ndarray, shape: tuple[int, int], wrap: bool) -> np.ndarray:
+    """Returns a picture (h, w, 3) at twice the size, cut to `shape`, bilinear with half-pixel centres."""
+    padded = np.pad(image, [(1, 1), (1, 1), (0, 0)], mode="wrap" if wrap else "edge")
+    size = (2 * padded.shape[1], 2 * padded.shape[0])
+    return cv2.resize(padded, size, interpolation=cv2.INTER_LINEAR)[2 : 2 + shape[0], 2 : 2 + shape[1]]

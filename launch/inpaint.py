@@ -1,9 +1,15 @@
-"""Fills the hole of one picture with a trained generator.
+"""Fills the holes of one picture, or of every picture in a folder, with a trained generator.
 
-    python launch/inpaint.py --model runs/unet_cosine-quick --image a.png --mask m.png --out o.png
+    python launch/inpaint.py --image a.png --mask m.png --out o.png          # the normal-map model that comes along
+    python launch/inpaint.py --image photo.jpg --mask m.png --out o.png --model photographs
+    python launch/inpaint.py --image maps --mask masks --out filled --model runs/unet_cosine-quick
+    python launch/inpaint.py --image cut_out.png --out o.png                 # the transparent pixels are the hole
 
-The mask is a picture of the same size, white = hole. Any height and width; known pixels stay byte-identical; an
-alpha channel is kept. Exit codes: 0 written; 1 an error with a message; 2 wrong usage.
+The mask is a picture of the same size, white = hole; in folders it has the picture's name. Any height and width, 8 or
+16 bits a channel, grey, colours, palettes, with or without alpha; the EXIF orientation is applied. Known pixels stay
+byte-identical. A picture in a folder that cannot be filled is reported, and the rest go on.
+
+Exit codes: 0 all written; 1 one or more not written, each with a message; 2 wrong usage.
 """
 
 import logging
@@ -15,48 +21,43 @@ from inpaint_jax import command_line
 
 log = logging.getLogger("inpaint_jax")
 
-_MODEL = flags.DEFINE_string("model", None, "run folder, or its generator/ folder")
-_IMAGE = flags.DEFINE_string("image", None, "picture to fill: PNG, JPEG, WebP, TGA, DDS or TIFF, 8 bits a channel")
-_MASK = flags.DEFINE_string("mask", None, "mask picture of the same size, white = hole")
-_OUT = flags.DEFINE_string("out", None, "PNG file to write")
+_MODEL = flags.DEFINE_string(
+    "model", "normal_maps", "normal_maps or photographs, which come along, a run folder, or its generator/ folder"
+)
+_IMAGE = flags.DEFINE_string("image", None, "picture to fill: PNG, JPEG, WebP, TGA, DDS, TIFF or BMP; or a folder")
+_MASK = flags.DEFINE_string("mask", None, "mask of the same size, white = hole; or a folder; default: transparency")
+_OUT = flags.DEFINE_string("out", None, "PNG or TIFF file to write; for a folder of pictures, a folder")
+_INVERT = flags.DEFINE_bool("invert", False, "black = hole; without --mask: opaque = hole")
+_WRAP = flags.DEFINE_bool("wrap", False, "tileable texture: opposite edges meet")
+_BLEND = flags.DEFINE_enum("blend", "none", ["none", "poisson"], "poisson: fit the fill to the rim of the hole")
+_NORMAL_Y = flags.DEFINE_enum("normal_y", "", ["", "up", "down"], "of normal maps: where green points")
+_TWO_CHANNELS = flags.DEFINE_bool("two_channels", False, "normal maps of x and y alone, such as BC5; blue is kept")
 
 
 def _main() -> int:
-    model, image, mask, out = (command_line.require(flag) for flag in (_MODEL, _IMAGE, _MASK, _OUT))
-    if Path(out).suffix.lower() != ".png":
-        raise flags.ValidationError(f"--out={out}: the name must end in .png, which keeps every pixel as it is")
-    if Path(out).is_dir():
-        raise ValueError(f"--out={out} is a folder: give the name of a file in it")
+    image, out = command_line.require(_IMAGE), command_line.require(_OUT)
     command_line.prepare_jax()
-    from inpaint_jax import image_files, inference
+    from inpaint_jax import filling, image_files, inference
 
-    pixels, alpha = image_files.read_rgb_and_alpha(image)
-    hole = image_files.read_mask(mask)
-    if hole.shape != pixels.shape[:2]:
-        raise ValueError(
-            f"the mask {mask} has {hole.shape[::-1]} pixels and the image {pixels.shape[1::-1]}: give one of the same "
-            "size"
-        )
-    if hole.all():
-        raise ValueError(f"the mask {mask} is all hole (white): leave what is to be kept black, the fill grows from it")
-    inpainter = inference.Inpainter.load(model)
-    # A model that works on windows refuses holes that do not fit.
-    if not inpainter.windowed and (width := inference.widest(hole)) > inpainter.size:
-        log.warning(
-            "the hole is %d pixels wide and the model was trained on pictures of %d: far from known pixels expect "
-            "nonsense; scale the picture down, or train a larger model",
-            width, inpainter.size,
-        )  # fmt: skip
-    filled = inpainter(pixels, hole)
-    try:
-        image_files.write_png(out, image_files.with_alpha(filled, alpha))
-    except OSError as error:
-        raise ValueError(f"--out={out} cannot be written ({error.strerror}): choose another place") from error
-    if hole.any():
-        log.info("wrote %s: %d of %d pixels filled", out, hole.sum(), hole.size)
-    else:
-        log.warning("wrote %s as it was: the mask %s has no hole (no white pixel)", out, mask)
-    return 0
+    if not Path(image).is_dir() and Path(out).suffix.lower() not in image_files.LOSSLESS_SUFFIXES:
+        known = ", ".join(image_files.LOSSLESS_SUFFIXES)
+        raise flags.ValidationError(f"--out={out}: the name must end in {known}, which keep every pixel as it is")
+    jobs = filling.plan_jobs(Path(image), Path(_MASK.value) if _MASK.value else None, Path(out))
+    inpainter = inference.Inpainter.load(_MODEL.value)
+    options = filling.Options(_INVERT.value, _WRAP.value, _BLEND.value, _NORMAL_Y.value, _TWO_CHANNELS.value)
+    if not Path(image).is_dir():
+        try:
+            filled = filling.fill_file(inpainter, jobs[0], options)
+        except OSError as error:
+            raise ValueError(f"--out={out} cannot be written ({error.strerror}): choose another place") from error
+        if filled:
+            log.info("wrote %s: %d pixels filled", out, filled)
+        else:
+            log.warning("wrote %s as it was: there is no hole", out)
+        return 0
+    failed = filling.fill_all(inpainter, jobs, options)
+    log.info("%d of %d pictures written below %s", len(jobs) - failed, len(jobs), out)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
