@@ -17,6 +17,12 @@ from inpaint_jax import models, run_folder, task
 from inpaint_jax.state import initial_variables
 
 WEIGHTS, CONFIG = "generator.safetensors", "config.json"
+SHIPPED = Path(__file__).with_name("shipped")  # the generators that come along, a folder each
+
+
+def shipped_generators() -> dict[str, Path]:
+    """Returns the generators that come along, name -> folder."""
+    return {path.parent.name: path.parent for path in sorted(SHIPPED.glob(f"*/{WEIGHTS}"))}
 
 
 def save_generator(folder: Path, variables: dict, config: ml_collections.ConfigDict) -> float:
@@ -48,16 +54,21 @@ def load_generator(folder: Path) -> tuple[ml_collections.ConfigDict, dict]:
     """Returns the config and the variables of a saved generator.
 
     Args:
-        folder: the generator's folder, or a run folder that has one.
+        folder: the generator's folder, or a run folder that has one, or the name of one that comes along.
 
     Raises:
         ValueError: no generator there, or a damaged one.
     """
     if not (folder / WEIGHTS).exists() and (folder / run_folder.GENERATOR / WEIGHTS).exists():
         folder = folder / run_folder.GENERATOR
+    if not folder.exists():
+        folder = shipped_generators().get(str(folder), folder)
     for name in (WEIGHTS, CONFIG):
         if not (folder / name).exists():
-            raise ValueError(f"{str(folder)!r} has no {name}: give a finished run folder, or its generator/ folder")
+            names = "".join(f", or {name!r}, which comes along" for name in shipped_generators())
+            raise ValueError(
+                f"{str(folder)!r} has no {name}: give a finished run folder, or its generator/ folder{names}"
+            )
     try:
         # On top of today's base: fields that came later have their defaults, which leave older models as they were.
         config = common.base()
