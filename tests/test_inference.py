@@ -269,7 +269,7 @@ def test_command_refuses_a_mask_of_another_size(folder, tmp_path):
     [
         (("--model", "run", "--image", "a.png", "--mask", "m.png"), "--out is required"),
         (("--model", "run", "--image", "a.png", "--mask", "m.png", "--out", "o.jpg"), "must end in .png"),
-        ((), "--image is required"),
+        ((), "--model is required"),
     ],
 )
 def test_command_explains_wrong_usage(tmp_path, options, message):
