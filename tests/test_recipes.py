@@ -349,7 +349,8 @@ def test_the_command_builds_a_recipe_and_refuses_what_the_recipe_decides(recipe,
     assert len(list((tmp_path / "data/little").glob("*/*.png"))) == 40
     unknown = run("--recipe", "faces", "--out", tmp_path)
     assert unknown.returncode == 1
-    assert unknown.stderr == "error: there is no recipe 'faces'; known are landscapes, landscapes_public_domain, normal_maps\n"
+    known = "landscapes, landscapes_public_domain, normal_maps"
+    assert unknown.stderr == f"error: there is no recipe 'faces'; known are {known}\n"
     mixed = run("--recipe", "landscapes", "--out", tmp_path, "--size", 64)
     assert mixed.returncode == 2
     assert "--size does not go with --recipe" in mixed.stderr
