@@ -4,10 +4,12 @@
 best. They are two managers, because one with `best_fn` deletes the newest steps when scores fall.
 """
 
+import contextlib
 import json
 import logging
 import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,11 +18,14 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from inpaint_jax import integrity
 from inpaint_jax.state import RegimeState, TrainState
 
 log = logging.getLogger("inpaint_jax")
 
 KEPT = 3
+_NAMES = ocp.step.standard_name_format(step_prefix="step")
+DAMAGED = "damaged"  # folder of checkpoints that were set aside
 
 
 def _host_copy(tree: Any) -> Any:
@@ -32,24 +37,21 @@ def _zeros(template: Any) -> Any:
     return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), template)
 
 
-def _check_shapes(restored: Any, template: Any) -> None:
-    # Orbax hands out what was stored, whatever shapes the template has.
-    for (path, ours), stored in zip(jax.tree.leaves_with_path(template), jax.tree.leaves(restored), strict=True):
-        if np.shape(stored) != np.shape(ours):
-            raise ValueError(f"{jax.tree_util.keystr(path)} has the shape {np.shape(stored)}, not {np.shape(ours)}")
-
-
 class Checkpoints:
     """The two checkpoint managers of a run folder.
+
+    A checkpoint is restored exactly as it was saved, or not at all: hashes of every array lie beside it.
 
     Args:
         folder: `checkpoints/` of the run folder, made if missing.
     """
 
     def __init__(self, folder: Path):
+        self._damaged = folder / DAMAGED
+
         def manager(name: str, keep: int) -> ocp.CheckpointManager:
             options = ocp.CheckpointManagerOptions(
-                max_to_keep=keep, create=True, cleanup_tmp_directories=True, step_prefix="step"
+                max_to_keep=keep, create=True, cleanup_tmp_directories=True, step_name_format=_NAMES
             )
             return ocp.CheckpointManager((folder / name).resolve(), options=options)
 
@@ -71,9 +73,8 @@ class Checkpoints:
         step = int(state.step)
         if step in self._last.all_steps():
             return
-        items = ocp.args.Composite(state=ocp.args.StandardSave(_host_copy(state)), run=ocp.args.JsonSave(run))
         self._best.wait_until_finished()
-        self._last.save(step, args=items, force=True)
+        self._last.save(step, args=_sealed(state, run), force=True)
 
     def save_best(self, step: int, variables: Any) -> None:
         """Saves the generator's variables as the best, after the state of the same step is safe.
@@ -81,31 +82,54 @@ class Checkpoints:
         In this order a kill between the two leaves the state, from which the best is saved again.
         """
         self._last.wait_until_finished()
-        self._best.save(step, args=ocp.args.StandardSave(_host_copy(variables)), force=True)
+        self._best.save(step, args=_sealed(variables, {}), force=True)
 
     def restore(self, template: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """Returns the newest state and its JSON.
+        """Returns the newest state that is as it was saved, and its JSON; newer ones that are not are set aside.
 
         Args:
             template: a state of the same structure, arrays or shapes.
 
         Raises:
-            ValueError: the checkpoint does not fit the networks.
+            ValueError: the checkpoint does not fit the networks, or none is as it was saved.
         """
-        step = self._last.latest_step()
-        shapes = _zeros(template)
-        try:
-            restored = self._last.restore(
-                step,
-                args=ocp.args.Composite(state=ocp.args.StandardRestore(shapes), run=ocp.args.JsonRestore()),
-            )
-            _check_shapes(restored["state"], shapes)
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"the checkpoint of step {step} cannot be read into these networks ({str(error).splitlines()[0]}): "
-                "use the config it was made with, or --restart"
-            ) from error
-        return restored["state"], restored["run"]
+        return self._newest_good(self._last, template, "state")
+
+    def _newest_good(self, manager: ocp.CheckpointManager, template: Any, what: str) -> tuple[Any, dict[str, Any]]:
+        steps = sorted(manager.all_steps(), reverse=True)
+        damaged: dict[int, str] = {}
+        for step in steps:
+            try:
+                found = _read(manager, step, template)
+            except integrity.DamagedError as error:
+                damaged[step] = str(error)
+                continue
+            except ValueError as error:
+                raise ValueError(
+                    f"the {what} of step {step} cannot be read into these networks ({error}): use the config it was "
+                    "made with, or --restart"
+                ) from error
+            for bad, reason in damaged.items():
+                self._set_aside(manager, bad, reason)
+            return found
+        reasons = "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
+        raise ValueError(
+            f"no checkpoint below {manager.directory} can be read ({reasons}): bring back a copy, or start over with "
+            "--restart"
+        )
+
+    def _set_aside(self, manager: ocp.CheckpointManager, step: int, reason: str) -> None:
+        """Moves a damaged checkpoint to where it is neither used nor deleted."""
+        folder = Path(manager.directory) / _NAMES.build_name(step)
+        place = self._damaged / f"{manager.directory.name}-{folder.name}"
+        number = 1
+        while place.exists():
+            number += 1
+            place = self._damaged / f"{manager.directory.name}-{folder.name}-{number}"
+        self._damaged.mkdir(exist_ok=True)
+        folder.rename(place)
+        manager.reload()
+        log.warning("the checkpoint of step %d is damaged (%s) and is set aside as %s", step, reason, place)
 
     def drop_best_after(self, step: int) -> None:
         """Deletes a best generator of a later step than the state that the run goes on from."""
@@ -119,16 +143,7 @@ class Checkpoints:
         Raises:
             ValueError: they are damaged, or do not fit the network.
         """
-        step, shapes = self._best.latest_step(), _zeros(template)
-        try:
-            restored = self._best.restore(step, args=ocp.args.StandardRestore(shapes))
-            _check_shapes(restored, shapes)
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"the best generator, of step {step}, cannot be read ({str(error).splitlines()[0]}): "
-                "use the config it was made with, or start over with --restart"
-            ) from error
-        return restored
+        return self._newest_good(self._best, template, "best generator")[0]
 
     def wait(self) -> None:
         """Returns when everything is on the disk."""
@@ -140,6 +155,45 @@ class Checkpoints:
         self.wait()
         self._last.close()
         self._best.close()
+
+
+def _sealed(arrays: Any, record: dict[str, Any]) -> ocp.args.Composite:
+    copy = _host_copy(arrays)
+    return ocp.args.Composite(
+        state=ocp.args.StandardSave(copy),
+        run=ocp.args.JsonSave(record),
+        hashes=ocp.args.JsonSave(integrity.seal(copy, record)),
+    )
+
+
+def _read(manager: ocp.CheckpointManager, step: int, template: Any) -> tuple[Any, dict[str, Any]]:
+    """Returns the arrays and the JSON of a checkpoint.
+
+    Raises:
+        integrity.DamagedError: it is not as it was saved.
+        ValueError: it was saved of other networks.
+    """
+    with _damage():
+        hashes = manager.restore(step, args=ocp.args.Composite(hashes=ocp.args.JsonRestore()))["hashes"]
+        integrity.check_seal(hashes)
+    integrity.check_fit(hashes, template)
+    with _damage():
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(_zeros(template)), run=ocp.args.JsonRestore())
+        restored = manager.restore(step, args=items)
+        integrity.check_content(hashes, restored["state"], restored["run"])
+    return restored["state"], restored["run"]
+
+
+@contextlib.contextmanager
+def _damage() -> Iterator[None]:
+    """Turns whatever the libraries raise on damaged files into DamagedError: they let dozens of kinds through."""
+    try:
+        yield
+    except (integrity.DamagedError, MemoryError, PermissionError):
+        raise
+    except Exception as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise integrity.DamagedError(f"it cannot be read: {first[:200]}") from error
 
 
 def run_record(regime: RegimeState, fingerprints: dict[str, str], epochs: int) -> dict[str, Any]:

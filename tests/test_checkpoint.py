@@ -1,5 +1,11 @@
-"""Checkpoints: what is saved comes back, and what does not fit is refused."""
+"""Checkpoints: what is saved comes back bit by bit or not at all, and what does not fit is refused."""
 
+import logging
+import random
+import shutil
+from pathlib import Path
+
+import jax
 import numpy as np
 import pytest
 
@@ -54,6 +60,68 @@ def test_a_state_of_other_networks_is_refused(checkpoints):
     checkpoints.wait()
     with pytest.raises(ValueError, match=r"step 1 cannot be read .*kernel.*\(3,\), not \(4,\).*--restart"):
         checkpoints.restore(state_of(0, width=4))
+
+
+def damage(file: Path, draw: random.Random) -> None:
+    """Flips a bit of a file, cuts it, or deletes it or its folder."""
+    content = bytearray(file.read_bytes())
+    kind = draw.choice(("flip", "flip", "cut", "delete", "delete folder"))
+    if kind == "flip" and content:
+        content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+        file.write_bytes(content)
+    elif kind == "cut" and content:
+        file.write_bytes(content[: draw.randrange(len(content))])
+    elif kind == "delete folder":
+        shutil.rmtree(file.parent)
+    else:
+        file.unlink()
+
+
+@pytest.mark.parametrize("tries", [20, pytest.param(500, marks=pytest.mark.slow)])
+def test_a_damaged_checkpoint_is_never_restored_as_something_else(tmp_path, tries):
+    opened = Checkpoints(tmp_path / "good")
+    for step in (1, 2, 3):
+        save(opened, step, best=False)
+    opened.close()
+    files = sorted(p.relative_to(tmp_path / "good") for p in (tmp_path / "good/last/step_3").rglob("*") if p.is_file())
+    draw, older = random.Random(0), 0
+    for _ in range(tries):
+        folder = tmp_path / "damaged"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(tmp_path / "good", folder)
+        damage(folder / draw.choice(files), draw)
+        opened = Checkpoints(folder)
+        state, record = opened.restore(state_of(0))
+        step = int(state.step)
+        assert step in (2, 3), "the newest that is good"
+        jax.tree.map(np.testing.assert_array_equal, state, state_of(step))
+        assert RegimeState.from_json(record["regime"]).best_step == step
+        assert opened.latest_step() == step, "the run goes on from there"
+        # Nothing is deleted: what is bad lies aside. (What Orbax does not take for a checkpoint stays where it is.)
+        assert step == 3 or (folder / "damaged/last-step_3").exists() or (folder / "last/step_3").exists()
+        opened.close()
+        older += step == 2
+    assert 0 < older < tries, "some places matter, and some do not"
+
+
+def test_a_checkpoint_set_aside_is_named_and_its_step_can_be_saved_again(checkpoints, tmp_path, caplog):
+    for step in (1, 2):
+        save(checkpoints, step, best=True)
+    checkpoints.wait()
+    for name in ("last", "best"):
+        (tmp_path / f"checkpoints/{name}/step_2/hashes/metadata").write_text("{}")
+    with caplog.at_level(logging.WARNING, "inpaint_jax"):
+        state, _ = checkpoints.restore(state_of(0))
+    place = tmp_path / "checkpoints/damaged/last-step_2"
+    expected = f"step 2 is damaged (its hashes are not as they were written) and is set aside as {place}"
+    assert (int(state.step), place.is_dir()) == (1, True)
+    assert expected in caplog.text
+    save(checkpoints, 2, best=False)
+    checkpoints.wait()
+    assert int(checkpoints.restore(state_of(0))[0].step) == 2
+    with pytest.raises(ValueError, match=r"no checkpoint below .*best can be read \(step 2: .*start over"):
+        checkpoints.restore_best(state_of(0).ema_params)
+    assert (tmp_path / "checkpoints/best/step_2").is_dir(), "nothing is deleted, or moved, where none is good"
 
 
 def test_a_best_of_a_later_step_is_dropped(checkpoints):
