@@ -7,6 +7,7 @@ best. They are two managers, because one with `best_fn` deletes the newest steps
 import contextlib
 import json
 import logging
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ log = logging.getLogger("inpaint_jax")
 
 KEPT = 3
 _NAMES = ocp.step.standard_name_format(step_prefix="step")
-DAMAGED = "damaged"  # folder of checkpoints that were set aside
+ASIDE = "set_aside"  # folder of checkpoints that are damaged, or newer than the state that a run goes on from
 
 
 def _host_copy(tree: Any) -> Any:
@@ -47,7 +48,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path):
-        self._damaged = folder / DAMAGED
+        self._aside = folder / ASIDE
 
         def manager(name: str, keep: int) -> ocp.CheckpointManager:
             options = ocp.CheckpointManagerOptions(
@@ -74,7 +75,7 @@ class Checkpoints:
         if step in self._last.all_steps():
             return
         self._best.wait_until_finished()
-        self._last.save(step, args=_sealed(state, run), force=True)
+        self._last.save(step, args=_sealed(step, state, run), force=True)
 
     def save_best(self, step: int, variables: Any) -> None:
         """Saves the generator's variables as the best, after the state of the same step is safe.
@@ -82,7 +83,7 @@ class Checkpoints:
         In this order a kill between the two leaves the state, from which the best is saved again.
         """
         self._last.wait_until_finished()
-        self._best.save(step, args=_sealed(variables, {}), force=True)
+        self._best.save(step, args=_sealed(step, variables, {}), force=True)
 
     def restore(self, template: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """Returns the newest state that is as it was saved, and its JSON; newer ones that are not are set aside.
@@ -93,14 +94,14 @@ class Checkpoints:
         Raises:
             ValueError: the checkpoint does not fit the networks, or none is as it was saved.
         """
-        return self._newest_good(self._last, template, "state")
+        return self._newest_good(self._last, template, "state")[1:]
 
-    def _newest_good(self, manager: ocp.CheckpointManager, template: Any, what: str) -> tuple[Any, dict[str, Any]]:
+    def _newest_good(self, manager: ocp.CheckpointManager, template: Any, what: str) -> tuple[int, Any, dict[str, Any]]:
         steps = sorted(manager.all_steps(), reverse=True)
         damaged: dict[int, str] = {}
         for step in steps:
             try:
-                found = _read(manager, step, template)
+                found = _read_twice(manager, step, template)
             except integrity.DamagedError as error:
                 damaged[step] = str(error)
                 continue
@@ -110,8 +111,8 @@ class Checkpoints:
                     "made with, or --restart"
                 ) from error
             for bad, reason in damaged.items():
-                self._set_aside(manager, bad, reason)
-            return found
+                self._set_aside(manager, bad, f"is damaged ({reason})")
+            return step, *found
         reasons = "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
         raise ValueError(
             f"no checkpoint below {manager.directory} can be read ({reasons}): bring back a copy, or start over with "
@@ -119,31 +120,46 @@ class Checkpoints:
         )
 
     def _set_aside(self, manager: ocp.CheckpointManager, step: int, reason: str) -> None:
-        """Moves a damaged checkpoint to where it is neither used nor deleted."""
+        """Moves a checkpoint to where it is neither used nor deleted."""
         folder = Path(manager.directory) / _NAMES.build_name(step)
-        place = self._damaged / f"{manager.directory.name}-{folder.name}"
+        place = self._aside / f"{manager.directory.name}-{folder.name}"
         number = 1
         while place.exists():
             number += 1
-            place = self._damaged / f"{manager.directory.name}-{folder.name}-{number}"
-        self._damaged.mkdir(exist_ok=True)
+            place = self._aside / f"{manager.directory.name}-{folder.name}-{number}"
+        self._aside.mkdir(exist_ok=True)
         folder.rename(place)
         manager.reload()
-        log.warning("the checkpoint of step %d is damaged (%s) and is set aside as %s", step, reason, place)
+        log.warning("the checkpoint of step %d %s and is set aside as %s", step, reason, place)
 
     def drop_best_after(self, step: int) -> None:
-        """Deletes a best generator of a later step than the state that the run goes on from."""
+        """Sets a best generator aside that is of a later step than the state that the run goes on from."""
         for newer in [s for s in self._best.all_steps() if s > step]:
-            log.warning("the best generator of step %d is newer than the state of step %d and is dropped", newer, step)
-            self._best.delete(newer)
+            self._set_aside(self._best, newer, f"is a best generator newer than the state of step {step}")
 
-    def restore_best(self, template: Any) -> Any:
-        """Returns the variables of the best generator.
+    def good_best_step(self, template: Any) -> int | None:
+        """Returns the step of the best generator if it is as it was saved; else None, and it is set aside.
+
+        Raises:
+            ValueError: it does not fit the network.
+        """
+        damaged = {}
+        for step in self._best.all_steps():
+            try:
+                _read_twice(self._best, step, template)
+            except integrity.DamagedError as error:
+                damaged[step] = str(error)
+        for step, reason in damaged.items():
+            self._set_aside(self._best, step, f"is damaged ({reason})")
+        return self.best_step()
+
+    def restore_best(self, template: Any) -> tuple[int, Any]:
+        """Returns the step and the variables of the best generator.
 
         Raises:
             ValueError: they are damaged, or do not fit the network.
         """
-        return self._newest_good(self._best, template, "best generator")[0]
+        return self._newest_good(self._best, template, "best generator")[:2]
 
     def wait(self) -> None:
         """Returns when everything is on the disk."""
@@ -157,13 +173,46 @@ class Checkpoints:
         self._best.close()
 
 
-def _sealed(arrays: Any, record: dict[str, Any]) -> ocp.args.Composite:
+def _sealed(step: int, arrays: Any, record: dict[str, Any]) -> ocp.args.Composite:
     copy = _host_copy(arrays)
     return ocp.args.Composite(
         state=ocp.args.StandardSave(copy),
         run=ocp.args.JsonSave(record),
-        hashes=ocp.args.JsonSave(integrity.seal(copy, record)),
+        hashes=ocp.args.JsonSave(integrity.seal(step, copy, record)),
     )
+
+
+def _read_twice(manager: ocp.CheckpointManager, step: int, template: Any) -> tuple[Any, dict[str, Any]]:
+    """Returns what `_read` does; damaged is only what fails twice though every file can be read to its end.
+
+    Raises:
+        ValueError: the disk does not let it be read: that may pass, and no training shall be lost for it.
+    """
+    try:
+        return _read(manager, step, template)
+    except integrity.DamagedError:
+        folder = Path(manager.directory) / _NAMES.build_name(step)
+        try:
+            _read_files(folder)
+        except OSError as error:
+            raise ValueError(
+                f"{folder} cannot be read ({error.strerror or error}): nothing was changed; mend that and run the same "
+                "command again"
+            ) from error
+        return _read(manager, step, template)
+
+
+def _read_files(folder: Path) -> None:
+    """Reads every file below a folder; OSError where one cannot be read."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for root, _, names in os.walk(folder, onerror=refuse):
+        for name in names:
+            with (Path(root) / name).open("rb") as file:
+                while file.read(1 << 20):
+                    pass
 
 
 def _read(manager: ocp.CheckpointManager, step: int, template: Any) -> tuple[Any, dict[str, Any]]:
@@ -175,7 +224,7 @@ def _read(manager: ocp.CheckpointManager, step: int, template: Any) -> tuple[Any
     """
     with _damage():
         hashes = manager.restore(step, args=ocp.args.Composite(hashes=ocp.args.JsonRestore()))["hashes"]
-        integrity.check_seal(hashes)
+        integrity.check_seal(step, hashes)
     integrity.check_fit(hashes, template)
     with _damage():
         items = ocp.args.Composite(state=ocp.args.StandardRestore(_zeros(template)), run=ocp.args.JsonRestore())
@@ -189,7 +238,7 @@ def _damage() -> Iterator[None]:
     """Turns whatever the libraries raise on damaged files into DamagedError: they let dozens of kinds through."""
     try:
         yield
-    except (integrity.DamagedError, MemoryError, PermissionError):
+    except (integrity.DamagedError, MemoryError):
         raise
     except Exception as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -58,39 +59,63 @@ def plan_jobs(image: Path, mask: Path | None, out: Path) -> list[Job]:
         if mask is not None and mask.is_dir():
             raise ValueError(f"--mask={mask} is a folder, and --image={image} is not: give a mask file")
         jobs = [Job(image, mask, out)]
-    read = {path.resolve() for job in jobs for path in (job.image, job.mask) if path is not None}
+    read = {_identity(path) for job in jobs for path in (job.image, job.mask) if path is not None and path.exists()}
     for job in jobs:
-        if job.out.resolve() in read:
+        if job.out.exists() and _identity(job.out) in read:
             raise ValueError(f"{job.out} is read, and would be replaced by a result: choose another --out")
     return jobs
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    # Whatever links or spelling lead to it.
+    found = path.stat()
+    return found.st_dev, found.st_ino
 
 
 def _folder_jobs(images: Path, masks: Path | None, out: Path) -> list[Job]:
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out={out} is a file, and --image={images} a folder: give a folder for the results")
-    by_stem = {path.relative_to(masks).with_suffix(""): path for path in _pictures(masks)} if _is_folder(masks) else {}
-    jobs: dict[Path, Job] = {}
+    if images.resolve() in (out.resolve(), *out.resolve().parents):
+        raise ValueError(
+            f"--out={out} lies in --image={images}, where results would be taken for pictures: choose another"
+        )
+    found = _pictures(masks) if masks is not None and masks.is_dir() else []
+    jobs: dict[str, Job] = {}
     for path in _pictures(images):
         name = path.relative_to(images)
         suffix = name.suffix if name.suffix.lower() in (".tif", ".tiff") else ".png"
         result = out / name.with_suffix(suffix)
-        if result in jobs:
-            raise ValueError(f"{jobs[result].image} and {path} would both be written to {result}: rename one of them")
-        # Without a mask file of its own a job is kept: it is reported as the others that fail.
-        mask = by_stem.get(name.with_suffix(""), masks / name) if _is_folder(masks) else masks
-        jobs[result] = Job(path, mask, result)
+        # Some disks do not tell capitals from small letters.
+        if same := jobs.get(str(result).casefold()):
+            raise ValueError(f"{same.image} and {path} would both be written to {result}: rename one of them")
+        mask = masks
+        if masks is not None and masks.is_dir():
+            mask = _mask_of(name, masks, found)
+        jobs[str(result).casefold()] = Job(path, mask, result)
     if not jobs:
         raise ValueError(f"--image={images} has no pictures ({', '.join(image_files.IMAGE_SUFFIXES)})")
     return list(jobs.values())
 
 
-def _is_folder(masks: Path | None) -> bool:
-    return masks is not None and masks.is_dir()
+def _mask_of(name: Path, masks: Path, found: list[Path]) -> Path:
+    """Returns the mask of a picture: of the same name, else the only one of the same stem."""
+    alike = [path for path in found if path.relative_to(masks).with_suffix("") == name.with_suffix("")]
+    if masks / name in alike or not alike:
+        return masks / name  # where there is none, the job is reported as the others that fail
+    if len(alike) > 1:
+        raise ValueError(f"the picture {name} has several masks ({', '.join(map(str, alike))}): leave one of them")
+    return alike[0]
 
 
 def _pictures(folder: Path) -> list[Path]:
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in image_files.IMAGE_SUFFIXES)
-    return sorted((path for path in found if path.is_file()), key=lambda path: path.relative_to(folder).as_posix())
+    """Returns the picture files below a folder, at any depth, by name; an unreadable subfolder raises OSError."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    files = (Path(root) / name for root, _, names in os.walk(folder, onerror=refuse) for name in names)
+    found = [path for path in files if path.suffix.lower() in image_files.IMAGE_SUFFIXES]
+    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
 
 
 def fill_file(inpainter: Inpainter, job: Job, options: Options) -> int:
@@ -100,7 +125,7 @@ def fill_file(inpainter: Inpainter, job: Job, options: Options) -> int:
         ValueError: a file that cannot be read, a mask that does not fit, or a picture that the model cannot fill.
         OSError: the result cannot be written.
     """
-    picture = image_files.read_picture(job.image)
+    picture = image_files.read_picture(job.image, options.two_channels)
     hole = _hole(job, picture)
     if options.invert:
         hole = ~hole
@@ -190,7 +215,7 @@ def fill_all(inpainter: Inpainter, jobs: list[Job], options: Options) -> int:
     for number, job in enumerate(jobs, 1):
         try:
             count = fill_file(inpainter, job, options)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, MemoryError) as error:
             failed += 1
             log.error("%d of %d  %s: %s", number, len(jobs), job.image, error)
             continue

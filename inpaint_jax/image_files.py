@@ -55,15 +55,21 @@ class ImageFileError(ValueError):
 def _bits(image: Image.Image, path: Path) -> int:
     """Returns the bits of a channel, which Pillow does not tell of 16-bit colour: it cuts it down to 8 on its own."""
     if image.format == "PNG":
-        # The file's own header has it (PNG specification, 11.2.1): 8 bytes of signature, length, "IHDR", width, height,
-        # then the depth.
-        with open(path, "rb") as file:
-            return file.read(25)[24]
+        return _png_header(path)[24]
     if image.format == "TIFF":
         return max(image.tag_v2.get(258, (8,)))  # BitsPerSample
     # Formats of DirectDraw Surfaces: BC6H holds 16-bit floats.
     floats = getattr(image, "pixel_format", "").startswith("BC6H")
     return 16 if floats or image.mode.startswith(("I", "F")) else 8
+
+
+def _png_header(path: Path) -> bytes:
+    """Returns the start of a PNG file: signature (8 bytes), length, "IHDR", width, height, depth, colour type.
+
+    PNG specification, 11.2.1.
+    """
+    with open(path, "rb") as file:
+        return file.read(26)
 
 
 def _refuse_too_large(image: Image.Image, path: Path) -> None:
@@ -138,37 +144,47 @@ def read_rgb(path: str | os.PathLike) -> np.ndarray:
         return np.array(_upright(image, "RGB"))
 
 
-def read_picture(path: str | os.PathLike) -> np.ndarray:
+def read_picture(path: str | os.PathLike, two_channels: bool = False) -> np.ndarray:
     """Reads a picture that is to be changed and written again, with all its channels and bits, upright.
 
-    Palettes and CMYK become RGB, bilevel pictures grey. Of DDS files with two channels (BC5) the third is zero.
+    Palettes and CMYK become RGB, bilevel pictures grey.
 
     Args:
         path: a PNG, JPEG, WebP, TGA, DDS, TIFF or BMP file; 16 bits a channel in PNG and TIFF.
+        two_channels: files that hold two channels only (DDS with BC5) will do; the third is zero.
 
     Returns:
-        uint8 or uint16 (H, W, C), C = 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA (grey with alpha of 16 bits too).
+        uint8 or uint16 (H, W, C), C = 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA.
 
     Raises:
         ImageFileError: as for `read_rgb`, more than 16 bits, or several frames, of which all but one would be lost.
     """
     path = Path(path)
     with _opened(path) as image:
-        if (frames := getattr(image, "n_frames", 1)) > 1:
+        # Telephones put a second, smaller view into their JPEG files.
+        if image.format != "MPO" and (frames := getattr(image, "n_frames", 1)) > 1:
             raise ImageFileError(f"{path} has {frames} frames or pages: save the one that you mean as a PNG file.")
         bits = _bits(image, path)
         if bits > 16 or image.mode in ("I", "F") or (bits > 8 and image.format not in ("PNG", "TIFF")):
             raise ImageFileError(f"{path} has neither 8 nor 16 bits per channel: save a 16-bit PNG copy of it.")
+        if getattr(image, "pixel_format", "").startswith("BC5") and not two_channels:
+            raise ImageFileError(f"{path} holds two channels only (BC5): say so with --two_channels.")
         if bits <= 8:
             alpha = "A" if image.has_transparency_data else ""
             pixels = np.array(_upright(image, ("L" if image.mode in ("1", "L", "LA") else "RGB") + alpha))
             return pixels.reshape(*pixels.shape[:2], -1)
         if image.getexif().get(_ORIENTATION, 1) != 1:
             raise ImageFileError(f"{path} has 16 bits and an EXIF orientation: save a copy that is upright.")
+        # What OpenCV would take for something else: planes one after the other, inverted greys, a transparent grey.
+        tags = getattr(image, "tag_v2", {})
+        if tags.get(284, 1) != 1 or tags.get(262) == 0 or (image.mode == "I;16" and image.has_transparency_data):
+            raise ImageFileError(f"{path} has an unusual 16-bit layout: save a plain 16-bit PNG copy of it.")
+        grey_and_alpha = image.format == "PNG" and _png_header(path)[25] == 4
         pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
         if pixels is None or pixels.dtype != np.uint16:
-            raise ImageFileError(f"{path} cannot be read as 16-bit picture: save a 16-bit PNG copy of it.")
-    return _other_order(pixels.reshape(*pixels.shape[:2], -1))
+            raise ImageFileError(f"{path} cannot be read: replace it with a complete 16-bit copy or remove it.")
+    pixels = _other_order(pixels.reshape(*pixels.shape[:2], -1))
+    return pixels[..., [0, 3]] if grey_and_alpha else pixels
 
 
 def _other_order(pixels: np.ndarray) -> np.ndarray:
@@ -224,7 +240,7 @@ def write_picture(path: str | os.PathLike, pixels: np.ndarray) -> None:
 
     Args:
         path: the file to write or replace, its suffix one of `LOSSLESS_SUFFIXES`.
-        pixels: uint8 or uint16 (H, W, C), C = 1 to 4.
+        pixels: uint8 or uint16 (H, W, C), C = 1 to 4; grey of 16 bits with alpha becomes RGBA.
 
     Raises:
         OSError: the file cannot be written.
@@ -236,7 +252,11 @@ def write_picture(path: str | os.PathLike, pixels: np.ndarray) -> None:
             options = {} if kind == "PNG" else {"compression": "tiff_deflate"}
             Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(temporary, format=kind, **options)
         else:
-            _, encoded = cv2.imencode(f".{kind.lower()}", _other_order(pixels))
+            if pixels.shape[2] == 2:
+                pixels = pixels[..., [0, 0, 0, 1]]
+            done, encoded = cv2.imencode(f".{kind.lower()}", _other_order(pixels))
+            if not done:
+                raise OSError(f"{path} cannot be encoded as {kind}")
             encoded.tofile(temporary)
 
 

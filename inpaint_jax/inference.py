@@ -16,8 +16,7 @@ BLENDS = ("none", "poisson")
 # Highest value of each type of picture; float32 is what passes between the scales.
 _HIGHEST = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0, np.dtype(np.float32): 1.0}
 
-# fill(picture as the generator's tile takes it, hole) -> float32 in [0, 1]
-Starts = list[tuple[int, int]]
+Starts = list[tuple[int, int]]  # (top, left) of tiles
 
 
 def tile_starts(length: int, size: int) -> list[int]:
@@ -26,10 +25,10 @@ def tile_starts(length: int, size: int) -> list[int]:
     return [round(i * (length - size) / max(1, count - 1)) for i in range(count)]
 
 
-def ring_starts(period: int, copies: int, size: int) -> list[int]:
-    """Returns where tiles of `size` begin on a ring of `copies` equal lengths of `period` pixels, alike in each."""
-    count = -(-period // max(1, round(size * (1 - OVERLAP))))
-    return [copy * period + round(i * period / count) for copy in range(copies) for i in range(count)]
+def ring_starts(length: int, size: int) -> list[int]:
+    """Returns where tiles of `size` begin on a ring of `length` pixels; the last reach round to the beginning."""
+    count = -(-length // max(1, round(size * (1 - OVERLAP))))
+    return [round(i * length / count) for i in range(count)]
 
 
 def _feather(size: int) -> np.ndarray:
@@ -45,8 +44,8 @@ class Inpainter:
     because the innermost kernels of a U-Net have only ever seen the native size. Where a hole is wider than half a
     tile, the picture is filled at half its size first (and that from half of it, and so on), and what lies further
     than a quarter of a tile from known pixels is taken from there. A generator that works on the window around a hole
-    (`config.task.view`) gets a window for each connected hole instead; then `windowed` is True. Beside the picture
-    and the result there are at most 20 bytes in use for each pixel.
+    (`config.task.view`) gets a window for each connected hole instead; then `windowed` is True. Beside picture and
+    result it takes 20 to 30 bytes for each pixel, with coarser scales 40 to 50.
 
     Attributes:
         size: side of a tile or window, in pixels.
@@ -69,7 +68,7 @@ class Inpainter:
             seen = task.generator_input(config, task.to_value_range(image, config.task.value_range), mask)
             output = generator.apply(variables, seen, train=False)
             output = task.from_value_range(output, config.task.value_range)
-            return fills.poisson(image / 255.0, mask, output) if poisson else output
+            return jnp.clip(fills.poisson(image / 255.0, mask, output), 0.0, 1.0) if poisson else output
 
         self._fill = jax.jit(fill, static_argnames="poisson")
 
@@ -101,15 +100,17 @@ class Inpainter:
         hole = self._checked(image, mask, wrap, blend)
         if not hole.any():
             return image.copy()
-        filled = self._scales(image, hole, wrap, blend == "poisson")
+        values = self._scales(image, hole, wrap, blend == "poisson")[hole]
         if self.normal_maps:
-            vectors = filled * 2.0 - 1.0
-            filled = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-6) / 2.0 + 0.5
-        filled = np.round(filled * _HIGHEST[image.dtype]).astype(image.dtype)
-        return np.where(hole[..., None], filled, image)
+            vectors = values * 2.0 - 1.0
+            values = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-6) / 2.0 + 0.5
+        filled = image.copy()
+        filled[hole] = np.round(values * _HIGHEST[image.dtype]).astype(image.dtype)
+        return filled
 
     def _checked(self, image: np.ndarray, mask: np.ndarray, wrap: bool, blend: str) -> np.ndarray:
         """Returns the hole, bool (H, W)."""
+        mask = np.asarray(mask)
         if image.dtype not in (np.uint8, np.uint16) or image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(f"the image must be uint8 or uint16 (H, W, 3), not {image.dtype} {image.shape}")
         if mask.shape != image.shape[:2]:
@@ -118,8 +119,10 @@ class Inpainter:
             raise ValueError(f"blend = {blend!r}: known are {', '.join(BLENDS)}")
         if wrap and self.windowed:
             raise ValueError("this model works on windows around holes, which do not wrap: leave wrap out")
-        mask = np.asarray(mask)
-        hole = mask >= 128 if mask.dtype == np.uint8 and mask.max(initial=0) > 1 else mask > 0.5
+        eight_bits = mask.dtype == np.uint8 and mask.max(initial=0) > 1
+        if not eight_bits and not ((mask >= 0) & (mask <= 1)).all():
+            raise ValueError(f"the mask must be bool, uint8, or from 0 to 1, not {mask.dtype} beyond that")
+        hole = mask >= 128 if eight_bits else mask > 0.5
         if hole.all():
             raise ValueError("the mask is all hole: leave what is to be kept out of it, the fill grows from there")
         return hole
@@ -132,21 +135,24 @@ class Inpainter:
         if not deep.any():
             return self._tiles(image, hole, wrap, poisson)
         small, small_hole = _halved(image, hole, wrap)
-        coarse = self._scales(small, small_hole, wrap, poisson)
-        coarse = _doubled(np.where(small_hole[..., None], coarse, small), hole.shape, wrap)
-        known = np.where(deep[..., None], coarse, image / np.float32(_HIGHEST[image.dtype]))
-        return np.where(deep[..., None], coarse, self._tiles(known, hole & ~deep, wrap, poisson))
+        np.copyto(small, self._scales(small, small_hole, wrap, poisson), where=small_hole[..., None])
+        known = _doubled(small, hole.shape, wrap)
+        scale = np.float32(1.0 / _HIGHEST[image.dtype])
+        for channel in range(3):  # one by one: a whole picture in float32 has 12 bytes a pixel
+            np.copyto(known[..., channel], image[..., channel] * scale, where=~deep)
+        filled = self._tiles(known, hole & ~deep, wrap, poisson)
+        np.copyto(filled, known, where=deep[..., None])
+        return filled
 
     def _tiles(self, image: np.ndarray, hole: np.ndarray, wrap: bool, poisson: bool) -> np.ndarray:
         """Returns float32 (H, W, 3) in [0, 1], meaningful at the holes, at one scale."""
         height, width = hole.shape
+        copies = [-(-self.size // side) if wrap else 1 for side in hole.shape]
         if wrap:
-            copies = [-(-self.size // side) for side in hole.shape]
+            rows, columns = (ring_starts(side, self.size) for side in hole.shape)
             image, hole = np.tile(image, (*copies, 1)), np.tile(hole, copies)
-            rows, columns = (ring_starts(side, n, self.size) for side, n in zip((height, width), copies, strict=True))
         else:
-            pad = [(0, max(0, self.size - side)) for side in hole.shape]
-            image, hole = np.pad(image, [*pad, (0, 0)], mode="symmetric"), np.pad(hole, pad, mode="symmetric")
+            image, hole = (_mirrored(x, self.size) for x in (image, hole))
             rows, columns = (tile_starts(side, self.size) for side in hole.shape)
         starts = self._hole_windows(hole) if self.windowed else [(top, left) for top in rows for left in columns]
         weight, reach = _feather(self.size), np.arange(self.size)
@@ -160,8 +166,12 @@ class Inpainter:
             tile, mask = (image[place] * scale)[None], hole[place].astype(np.float32)[None, ..., None]
             output = np.asarray(self._fill(self._variables, jnp.asarray(tile), jnp.asarray(mask), poisson=poisson))
             total[place] += np.concatenate([output[0] * weight, weight], axis=-1)
+        if copies != [1, 1]:
+            # Tiles begin in the first copy alone, and belong to every one.
+            total = total.reshape(copies[0], height, copies[1], width, 4).sum(axis=(0, 2))
         total = total[:height, :width]
-        return total[..., :3] / np.maximum(total[..., 3:], 1e-12)
+        total[..., :3] /= np.maximum(total[..., 3:], 1e-12)
+        return total[..., :3]
 
     def _hole_windows(self, hole: np.ndarray) -> Starts:
         """Returns where the window of each connected hole begins: centred on it and moved inside the picture."""
@@ -178,6 +188,12 @@ class Inpainter:
         return starts
 
 
+def _mirrored(image: np.ndarray, size: int) -> np.ndarray:
+    """Returns a picture (H, W, …) mirrored downwards and to the right up to `size`, if it is smaller."""
+    pad = [(0, max(0, size - side)) for side in image.shape[:2]]
+    return np.pad(image, pad + [(0, 0)] * (image.ndim - 2), mode="symmetric") if np.any(pad) else image
+
+
 def _distance(hole: np.ndarray, wrap: bool, reach: int) -> np.ndarray:
     """Returns how far each pixel is from a known one, float32 (H, W), in pixels; exact up to `reach` around edges."""
     padded = np.pad(hole, reach if wrap else 0, mode="wrap").astype(np.uint8)
@@ -186,7 +202,7 @@ def _distance(hole: np.ndarray, wrap: bool, reach: int) -> np.ndarray:
 
 
 def _halved(image: np.ndarray, hole: np.ndarray, wrap: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Returns a picture and its hole at half the size: means of known pixels; hole where less than half is known."""
+    """Returns a picture, float32, and its hole at half the size: means of known pixels, hole where there is none."""
     odd = [(0, side % 2) for side in hole.shape]
     mode = "wrap" if wrap else "edge"
     known = np.pad(~hole, odd, mode=mode).astype(np.float32)[..., None]
@@ -194,7 +210,7 @@ def _halved(image: np.ndarray, hole: np.ndarray, wrap: bool) -> tuple[np.ndarray
     sums, share = (
         x.reshape(x.shape[0] // 2, 2, x.shape[1] // 2, 2, -1).mean(axis=(1, 3)) for x in (image * known, known)
     )
-    return sums / np.maximum(share, 1e-6), share[..., 0] < 0.5
+    return sums / np.maximum(share, 1e-6), share[..., 0] == 0
 
 
 def _doubled(image: np.ndarray, shape: tuple[int, int], wrap: bool) -> np.ndarray:

@@ -14,18 +14,20 @@ class DamagedError(Exception):
     """What was read is not what was saved; the message says what was found."""
 
 
-def seal(arrays: Any, record: dict[str, Any]) -> dict[str, Any]:
+def seal(step: int, arrays: Any, record: dict[str, Any]) -> dict[str, Any]:
     """Returns the hashes of a tree of host arrays and of the JSON beside it, themselves with a hash, as JSON."""
-    hashes = {"arrays": _array_hashes(arrays), "record": _text_hash(record)}
+    hashes = {"step": step, "arrays": _array_hashes(arrays), "record": _text_hash(record)}
     return {**hashes, "seal": _text_hash(hashes)}
 
 
-def check_seal(hashes: Any) -> None:
-    """Raises DamagedError unless these are hashes as `seal` made them."""
-    if not isinstance(hashes, dict) or {"arrays", "record", "seal"} != set(hashes):
+def check_seal(step: int, hashes: Any) -> None:
+    """Raises DamagedError unless these are hashes as `seal` made them, of this step."""
+    if not isinstance(hashes, dict) or {"step", "arrays", "record", "seal"} != set(hashes):
         raise DamagedError("its hashes are not as they were written")
-    if hashes["seal"] != _text_hash({"arrays": hashes["arrays"], "record": hashes["record"]}):
+    if hashes["seal"] != _text_hash({name: hashes[name] for name in ("step", "arrays", "record")}):
         raise DamagedError("its hashes are not as they were written")
+    if hashes["step"] != step:
+        raise DamagedError(f"it is a copy of step {hashes['step']}")
 
 
 def check_fit(hashes: dict[str, Any], template: Any) -> None:

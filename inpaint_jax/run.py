@@ -219,8 +219,14 @@ def begin(run: Run, checkpoints: checkpoint.Checkpoints, allow_changes: bool) ->
     )
     checkpoints.drop_best_after(step)
     last = run_folder.truncate_rows(workdir / run_folder.METRICS, step)
-    if regime.best_step == step and checkpoints.best_step() != step:
+    best = checkpoints.good_best_step(generator_variables(template))
+    if regime.best_step == step and best != step:
         checkpoints.save_best(step, generator_variables(state))
+    elif regime.best_step and best != regime.best_step:
+        log.warning(
+            "the best generator, of step %d, is not there any more: the best from here on is kept", regime.best_step
+        )
+        regime = dataclasses.replace(regime, best=None, best_step=0)
     log_earlier_run(run, step, regime, last)
     return state, regime
 

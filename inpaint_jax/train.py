@@ -216,10 +216,16 @@ def run_training(
 def trained_generator(run: Run, checkpoints: checkpoint.Checkpoints) -> tuple[int, dict]:
     """Returns the step and the variables, on the host, of the generator that `config.regime.keep` names."""
     if run.config.regime.keep == "last":
+        newest = checkpoints.latest_step()
         state, _ = checkpoints.restore(jax.eval_shape(lambda: create_state(run.config, run.system.optimizers)))
+        if int(state.step) != newest:
+            raise ValueError(
+                f"the last state, of step {newest}, is damaged and was set aside: run the same command again, which "
+                f"trains from step {int(state.step)}"
+            )
         return int(state.step), generator_variables(state)
     template = jax.eval_shape(lambda: generator_variables(create_state(run.config, {})))
-    return checkpoints.best_step(), checkpoints.restore_best(template)
+    return checkpoints.restore_best(template)
 
 
 def finish(run: Run, checkpoints: checkpoint.Checkpoints) -> None:

@@ -42,7 +42,7 @@ def noise(channels: int, dtype: type = np.uint8) -> np.ndarray:
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 @pytest.mark.parametrize(
-    # Grey of 16 bits with alpha is read as RGBA.
+    # Grey of 16 bits with alpha is written as RGBA.
     ("dtype", "channels"),
     [*((np.uint8, n) for n in (1, 2, 3, 4)), *((np.uint16, n) for n in (1, 3, 4))],
 )
@@ -167,7 +167,9 @@ def test_two_channels_are_filled_as_the_whole_map_and_blue_stays(normal_maps, tm
     assert np.abs(filled[..., :2].astype(int) - whole[..., :2]).max() <= 3
     # As does a file that has two channels only.
     Image.fromarray(np.repeat(np.repeat(flat[:5, :5], 4, 0), 4, 1)).save(tmp_path / "a.dds", pixel_format="BC5")
-    assert np.all(image_files.read_picture(tmp_path / "a.dds")[..., 2] == 0)
+    assert np.all(image_files.read_picture(tmp_path / "a.dds", two_channels=True)[..., 2] == 0)
+    with pytest.raises(image_files.ImageFileError, match=r"two channels only \(BC5\): say so with --two_channels"):
+        image_files.read_picture(tmp_path / "a.dds")
 
 
 def test_options_that_do_not_fit_the_model_are_refused(normal_maps, photographs):
@@ -186,14 +188,24 @@ def test_jobs_that_would_replace_what_is_read_are_refused(tmp_path):
     jobs = filling.plan_jobs(images, masks, out)
     assert [job.out.relative_to(out).as_posix() for job in jobs] == ["a.png", "b/c.png"]
     assert [job.mask.relative_to(masks).as_posix() for job in jobs] == ["a.png", "b/c.jpg"]
-    for folder in (images, masks):
-        with pytest.raises(ValueError, match=r"a\.png is read, and would be replaced"):
-            filling.plan_jobs(images, masks, folder)
+    with pytest.raises(ValueError, match=r"a\.png is read, and would be replaced"):
+        filling.plan_jobs(images, masks, masks)
+    with pytest.raises(ValueError, match=r"a\.png is read, and would be replaced"):
+        filling.plan_jobs(images / "a.png", masks / "a.png", images / "a.png")
     Image.fromarray(noise(3)).save(images / "a.jpg")
     with pytest.raises(ValueError, match=r"a\.jpg and .*a\.png would both be written to"):
         filling.plan_jobs(images, masks, out)
+    (images / "a.jpg").unlink()
+    Image.fromarray(noise(3)).save(masks / "a.tif")
+    assert filling.plan_jobs(images, masks, out)[0].mask == masks / "a.png", "the same name comes first"
+    (masks / "a.png").rename(masks / "a.jpg")
+    with pytest.raises(ValueError, match=r"a\.png has several masks"):
+        filling.plan_jobs(images, masks, out)
+    with pytest.raises(ValueError, match="where results would be taken for pictures"):
+        filling.plan_jobs(images, masks, images / "filled")
+    (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="has no pictures"):
-        filling.plan_jobs(out if out.exists() else (tmp_path / "empty").mkdir() or tmp_path / "empty", masks, out)
+        filling.plan_jobs(tmp_path / "empty", masks, out)
 
 
 def test_the_command_goes_on_after_bad_files(tmp_path):
