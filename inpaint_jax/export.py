@@ -27,6 +27,7 @@ import numpy as np
 from inpaint_jax import models, task, weights
 
 INPUTS, OUTPUT = ("image", "mask"), "completed"
+ARRAYS = ("safetensors", "h5")  # the formats that are no graphs
 PLATFORMS = ("cpu", "cuda", "tpu")  # that a StableHLO graph is lowered for
 # Without --no-deps pip would put an older orbax-checkpoint in the place of the one that training needs.
 ONNX_COMMAND = (
@@ -108,11 +109,13 @@ def export(model: Path, out: Path, name: str, half: bool = False, pictures: int 
         [0, 1], from the model's own.
 
     Raises:
-        ValueError: an unknown format, a damaged model, a place for the model itself or another's config, packages that
-            are missing, or a file that does not answer as the model does.
+        ValueError: an unknown format, or one that cannot be halved, a damaged model, a place for the model itself or
+            another's config, packages that are missing, or a file that does not answer as the model does.
     """
     if name not in FORMATS:
         raise ValueError(f"unknown format {name!r}: known formats are {', '.join(FORMATS)}")
+    if half and name not in ARRAYS:
+        raise ValueError(f"{name} computes in float32: half precision is for {' and '.join(ARRAYS)}")
     generator = Generator(*weights.load_generator(model), half, pictures)
     if name == "safetensors":
         _check_folder(model, out)

@@ -209,6 +209,11 @@ def test_the_model_itself_and_other_configs_are_not_overwritten(model, tmp_path)
         export.export(run, tmp_path / "model.safetensors", "safetensors")
 
 
+def test_graphs_are_not_halved(model, tmp_path):
+    with pytest.raises(ValueError, match="stablehlo computes in float32"):
+        export.export(model(CHEAP), tmp_path / "a.stablehlo", "stablehlo", half=True)
+
+
 def test_without_its_packages_onnx_says_how_to_get_them(model, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "jax2onnx", None)
     with pytest.raises(ValueError, match=r"run: pip install .*onnxruntime.* pip install --no-deps jax2onnx=="):
