@@ -77,21 +77,25 @@ def _halve(x: jax.Array) -> jax.Array:
 def _double(x: jax.Array) -> jax.Array:
     """Bilinear enlargement by two, half-pixel centres, edges repeated."""
     for axis in (1, 2):
-        edges = [(0, 0)] * 4
-        edges[axis] = (1, 1)
-        padded = jnp.pad(x, edges, mode="edge")
+        before, after = _neighbours(x, axis)
         count = x.shape[axis]
-        before = jax.lax.slice_in_dim(padded, 0, count, axis=axis)
-        after = jax.lax.slice_in_dim(padded, 2, count + 2, axis=axis)
         pairs = jnp.stack([0.25 * before + 0.75 * x, 0.75 * x + 0.25 * after], axis=axis + 1)
         x = pairs.reshape(*x.shape[:axis], 2 * count, *x.shape[axis + 1 :])
     return x
 
 
 def _neighbour_mean(x: jax.Array) -> jax.Array:
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
-    vertical = padded[:, :-2, 1:-1] + padded[:, 2:, 1:-1]
-    return (vertical + padded[:, 1:-1, :-2] + padded[:, 1:-1, 2:]) / 4.0
+    (above, below), (left, right) = _neighbours(x, 1), _neighbours(x, 2)
+    return (above + below + left + right) / 4.0
+
+
+def _neighbours(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
+    """Returns what lies before and after each value along an axis, edges repeated."""
+    # Not jnp.pad(mode="edge"): that also joins empty arrays to the axes that stay, which few other programs can read.
+    count = x.shape[axis]
+    first, last = (jax.lax.slice_in_dim(x, start, start + 1, axis=axis) for start in (0, count - 1))
+    padded = jnp.concatenate([first, x, last], axis=axis)
+    return tuple(jax.lax.slice_in_dim(padded, start, start + count, axis=axis) for start in (0, 2))
 
 
 FILLS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {

@@ -24,6 +24,12 @@ def to_value_range(image: jax.Array, value_range: tuple[float, float]) -> jax.Ar
     return image.astype(jnp.float32) * ((high - low) / 255.0) + low
 
 
+def from_unit_range(image: jax.Array, value_range: tuple[float, float]) -> jax.Array:
+    """Maps [0, 1] to `value_range`."""
+    low, high = value_range
+    return image * (high - low) + low
+
+
 def to_unit_range(image: jax.Array, value_range: tuple[float, float]) -> jax.Array:
     """Maps `value_range` to [0, 1]; what lies outside of it stays outside."""
     low, high = value_range

@@ -1,6 +1,7 @@
 """Generators as files: `generator.safetensors` and `config.json`, no pickles."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -25,33 +26,82 @@ def shipped_generators() -> dict[str, Path]:
     return {path.parent.name: path.parent for path in sorted(SHIPPED.glob(f"*/{WEIGHTS}"))}
 
 
-def save_generator(folder: Path, variables: dict, config: ml_collections.ConfigDict) -> float:
+def save_generator(folder: Path, variables: dict, config: ml_collections.ConfigDict, half: bool = False) -> float:
     """Writes a generator's variables and what is needed to use them, each file atomically.
 
     Args:
         variables: `{"params": …, "batch_stats": …}`, float32.
+        half: store float16, in half the size; it is read as float32 again.
 
     Returns:
         The size of the weights file in megabytes (10^6 bytes).
+
+    Raises:
+        ValueError: a value that float16 does not hold.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    flat = {k: np.asarray(v, order="C") for k, v in traverse_util.flatten_dict(variables, sep="/").items()}
     temporary = folder / f".{WEIGHTS}.tmp"
     # One entry alone: the library writes several in an order that changes from run to run.
-    safetensors.numpy.save_file(flat, temporary, metadata={"format": "flax, kernels HWIO"})
+    safetensors.numpy.save_file(flat_arrays(variables, half), temporary, metadata={"format": "flax, kernels HWIO"})
     temporary.replace(folder / WEIGHTS)
-    description = {
+    run_folder.write_json(folder / CONFIG, description(config))
+    return (folder / WEIGHTS).stat().st_size / 1e6
+
+
+def description(config: ml_collections.ConfigDict) -> dict:
+    """Returns what stands beside a generator's arrays: its sizes in pixels, the hashes and the whole config."""
+    return {
         "native_size": task.input_shapes(config)["generator"][0],
         "size_multiple": models.size_multiple(config),
         "hashes": config_module.hashes(config),
         "config": json.loads(config_module.to_json(config)),
     }
-    run_folder.write_json(folder / CONFIG, description)
-    return (folder / WEIGHTS).stat().st_size / 1e6
+
+
+def flat_arrays(variables: dict, half: bool = False) -> dict[str, np.ndarray]:
+    """Returns a generator's arrays by their names in the tree, such as "params/down0/kernel", in C order.
+
+    Args:
+        half: as float16.
+
+    Raises:
+        ValueError: a value that float16 does not hold.
+    """
+    flat = {k: np.asarray(v, order="C") for k, v in traverse_util.flatten_dict(variables, sep="/").items()}
+    if not half:
+        return flat
+    with np.errstate(over="ignore"):
+        halves = {name: array.astype(np.float16) for name, array in flat.items()}
+    for name, array in halves.items():
+        if not np.isfinite(array).all():
+            raise ValueError(f"{name} has values beyond 65504, which float16 does not hold: leave out --half")
+    return halves
+
+
+def full_precision(flat: Mapping[str, np.ndarray]) -> dict:
+    """Returns arrays by their names in the tree, float16 or float32, as a generator's variables, float32.
+
+    Raises:
+        TypeError: an array of another type.
+    """
+    for name, array in flat.items():
+        if array.dtype not in (np.float16, np.float32):
+            raise TypeError(f"{name} is of type {array.dtype}")
+    tree = traverse_util.unflatten_dict({name: array.astype(np.float32) for name, array in flat.items()}, sep="/")
+    # Without batch normalisation there are no statistics, and a file holds no empty collection.
+    return {"batch_stats": {}, **tree}
+
+
+def generator_folder(folder: Path) -> Path:
+    """Returns the folder of a generator: of a run folder its generator/, of the name of one that comes along its own."""
+    inner = folder / run_folder.GENERATOR
+    if not (folder / WEIGHTS).exists() and (inner / WEIGHTS).exists():
+        return inner
+    return folder if folder.exists() else shipped_generators().get(str(folder), folder)
 
 
 def load_generator(folder: Path) -> tuple[ml_collections.ConfigDict, dict]:
-    """Returns the config and the variables of a saved generator.
+    """Returns the config and the variables of a saved generator, float32 however they are stored.
 
     Args:
         folder: the generator's folder, or a run folder that has one, or the name of one that comes along.
@@ -59,10 +109,7 @@ def load_generator(folder: Path) -> tuple[ml_collections.ConfigDict, dict]:
     Raises:
         ValueError: no generator there, or a damaged one.
     """
-    if not (folder / WEIGHTS).exists() and (folder / run_folder.GENERATOR / WEIGHTS).exists():
-        folder = folder / run_folder.GENERATOR
-    if not folder.exists():
-        folder = shipped_generators().get(str(folder), folder)
+    folder = generator_folder(folder)
     for name in (WEIGHTS, CONFIG):
         if not (folder / name).exists():
             names = "".join(f", or {name!r}, which comes along" for name in shipped_generators())
@@ -74,11 +121,9 @@ def load_generator(folder: Path) -> tuple[ml_collections.ConfigDict, dict]:
         config = common.base()
         config.update(config_module.from_json(json.dumps(json.loads((folder / CONFIG).read_text())["config"])))
         config_module.validate(config)
-        flat = safetensors.numpy.load_file(folder / WEIGHTS)
+        variables = full_precision(safetensors.numpy.load_file(folder / WEIGHTS))
     except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
         raise ValueError(f"the generator in {str(folder)!r} is damaged ({error}): copy it anew") from error
-    # Without batch normalisation there are no statistics, and a file holds no empty collection.
-    variables = {"batch_stats": {}, **traverse_util.unflatten_dict(flat, sep="/")}
     expected = jax.eval_shape(lambda: initial_variables(config))["generator"]
     if jax.tree.map(jnp.shape, variables) != jax.tree.map(jnp.shape, expected):
         raise ValueError(f"the weights in {str(folder)!r} are not of the generator in its {CONFIG}: copy both anew")

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from configs import unet_cosine
 from inpaint_jax import config as config_module
@@ -52,6 +53,32 @@ def test_round_trip_without_batch_statistics(tmp_path, kind):
     _, loaded = weights.load_generator(tmp_path)
     assert jax.tree.structure(loaded) == jax.tree.structure(variables)
     jax.tree.map(np.testing.assert_array_equal, loaded, variables)
+
+
+def test_half_precision_is_half_the_size_and_read_as_float32(saved, tmp_path):
+    _, config, variables, megabytes = saved
+    assert weights.save_generator(tmp_path, variables, config, half=True) < 0.6 * megabytes
+    _, loaded = weights.load_generator(tmp_path)
+    halves = jax.tree.map(lambda x: x.astype(np.float16).astype(np.float32), variables)
+    jax.tree.map(np.testing.assert_array_equal, loaded, halves)
+    assert {x.dtype for x in jax.tree.leaves(loaded)} == {np.dtype(np.float32)}
+
+
+def test_what_half_precision_does_not_hold_is_refused(saved, tmp_path):
+    _, config, variables, _ = saved
+    variables["params"]["down0"]["kernel"][0, 0, 0, 0] = 70000
+    with pytest.raises(ValueError, match="params/down0/kernel has values beyond 65504"):
+        weights.save_generator(tmp_path / "half", variables, config, half=True)
+    assert not list(tmp_path.glob("half/*"))
+
+
+def test_other_numbers_than_floating_point_are_refused(saved):
+    folder, _, variables, _ = saved
+    flat = weights.flat_arrays(variables)
+    flat["params/down0/kernel"] = flat["params/down0/kernel"].astype(np.int8)
+    safetensors.numpy.save_file(flat, folder / weights.WEIGHTS)
+    with pytest.raises(ValueError, match=r"damaged \(params/down0/kernel is of type int8\)"):
+        weights.load_generator(folder)
 
 
 def test_transposed_arrays_keep_their_values(saved, tmp_path):
