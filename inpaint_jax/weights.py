@@ -93,7 +93,7 @@ def full_precision(flat: Mapping[str, np.ndarray]) -> dict:
 
 
 def generator_folder(folder: Path) -> Path:
-    """Returns the folder of a generator: of a run folder its generator/, of the name of one that comes along its own."""
+    """Returns where a generator lies: in a run folder its generator/; for the name of one that comes along, its own."""
     inner = folder / run_folder.GENERATOR
     if not (folder / WEIGHTS).exists() and (inner / WEIGHTS).exists():
         return inner
