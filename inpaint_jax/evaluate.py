@@ -1,12 +1,14 @@
-"""Validation and the test phase: metrics per image on stored masks, always beside what a user would otherwise use."""
+"""Validation and the test phase: metrics per image on stored masks, always beside what a user would otherwise use.
+
+Every figure compares completed pictures, in 8 bits, with the truth of the same pictures.
+"""
 
 import functools
 import hashlib
 import json
 import logging
-import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,17 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from inpaint_jax import baselines, image_files, inference, mask_sets, metrics, monitor, perceptual, run_folder, task
+from inpaint_jax import (
+    baselines,
+    buckets,
+    inference,
+    mask_sets,
+    metrics,
+    perceptual,
+    picture_walls,
+    run_folder,
+    task,
+)
 from inpaint_jax.data import load_mask_files
 from inpaint_jax.data.pipeline import evaluation_batches
 from inpaint_jax.data.source import ImageSource
@@ -24,6 +36,7 @@ from inpaint_jax.parallel import Parallel
 log = logging.getLogger("inpaint_jax")
 
 PerImage = dict[str, np.ndarray]
+Pictures = dict[int, dict[str, np.ndarray]]
 # Large holes are where fills differ: they get figures of their own.
 LARGE_HOLE = 0.2
 
@@ -39,12 +52,7 @@ def evaluation_masks(
     if config.mask.name == "files":
         identity.append(load_mask_files(config.mask.path, config.image_size).fingerprint)
     spec = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    path = folder / f"{split}-{count}-{spec[:8]}.npz"
-    if path.exists():
-        return mask_sets.load_masks(path)
-    masks = _draw_masks(config, split, count)
-    mask_sets.save_masks(path, masks)
-    return masks
+    return mask_sets.stored(folder / f"{split}-{count}-{spec[:8]}.npz", lambda: _draw_masks(config, split, count))
 
 
 def _draw_masks(config: ml_collections.ConfigDict, split: str, count: int) -> mask_sets.EvaluationMasks:
@@ -65,7 +73,8 @@ def evaluate(
     masks: np.ndarray,
     batch: int,
     show: Iterable[int] = (),
-) -> tuple[PerImage, dict[int, dict[str, np.ndarray]]]:
+    watch: Callable[[np.ndarray], None] | None = None,
+) -> tuple[PerImage, Pictures]:
     """Fills every image and returns its metrics, and the pictures of those to show.
 
     Args:
@@ -74,6 +83,7 @@ def evaluate(
         masks: uint8 (N, H, W, 1); the first N images are taken.
         batch: examples at a time over all devices; rounded up to a multiple of their number.
         show: indices whose pictures are returned.
+        watch: called with the completed pictures of every batch, uint8 (n, H, W, 3), in order.
 
     Returns:
         `{metric or loss/<term>: float32 (N,)}` and `{index: {"masked", "output", "completed", "truth"}}`, pictures
@@ -88,6 +98,8 @@ def evaluate(
         shown = {name: results.pop(name) for name in ("masked", "output", "completed")}
         for name, values in results.items():
             collected.setdefault(name, []).append(values[:real])
+        if watch:
+            watch(shown["completed"][:real])
         for position in range(real):
             if (index := int(data["index"][position])) in show:
                 pictures[index] = {name: values[position] for name, values in shown.items()}
@@ -115,21 +127,26 @@ def evaluate_baseline(
     batch: int,
     normal_maps: bool,
     lpips: dict,
+    watch: Callable[[np.ndarray], None] | None = None,
 ) -> PerImage:
     """Returns the metrics of a baseline on the same images and masks, `{metric: float32 (N,)}`.
 
     Args:
         batch: examples at a time.
         lpips: weights of LPIPS; `{}` leaves it out.
+        watch: called with the filled pictures of every batch, uint8 (n, H, W, 3), in order.
     """
     collected: dict[str, list[np.ndarray]] = {}
     for data in evaluation_batches(images, masks, batch):
         filled = np.stack([fill(i, m[..., 0]) for i, m in zip(data["image"], data["mask"], strict=True)])
+        real = int(data["weight"].sum())
+        if watch:
+            watch(filled[:real])
         truth = jnp.asarray(data["image"], jnp.float32) / 255.0
         hole = jnp.asarray(data["mask"], jnp.float32)
         values = _score(lpips, jnp.asarray(filled, jnp.float32) / 255.0, truth, hole, normal_maps=normal_maps)
         for name, value in values.items():
-            collected.setdefault(name, []).append(np.asarray(value)[: int(data["weight"].sum())])
+            collected.setdefault(name, []).append(np.asarray(value)[:real])
     return {name: np.concatenate(parts) for name, parts in collected.items()}
 
 
@@ -137,8 +154,9 @@ def seconds_per_image(config: ml_collections.ConfigDict, variables: dict, image:
     """Returns the median time to fill one picture of the native size, compilation excluded, in seconds."""
     inpainter = inference.Inpainter(config, jax.device_put(variables))
     mask = mask.astype(bool)
-    if not mask.any():
-        mask[0, 0] = True  # a picture without a hole would be returned unfilled
+    # A picture without a hole would be returned unfilled, and one without a known pixel is refused.
+    if mask.all() or not mask.any():
+        mask[0, 0], mask[-1, -1] = True, False
     inpainter(image, mask)
     times = []
     for _ in range(5):
@@ -157,78 +175,91 @@ def test_phase(
     images: ImageSource,
     workdir: Path,
 ) -> dict[str, Any]:
-    """Tests a generator beside the baselines, writes pictures, and returns the figures for `results.json`.
+    """Tests a generator on the masks of its config; arguments and result are those of `measure`."""
+    images = images.chosen(config.evaluation.test_limit)
+    mask_set = evaluation_masks(config, "test", len(images), workdir / run_folder.MASKS)
+    return measure(config, eval_step, parallel, variables, frozen, images, mask_set, workdir)
+
+
+def measure(
+    config: ml_collections.ConfigDict,
+    eval_step: Callable,
+    parallel: Parallel,
+    variables: dict,
+    frozen: dict,
+    images: ImageSource,
+    mask_set: mask_sets.EvaluationMasks,
+    workdir: Path,
+    watch: Callable[[str, np.ndarray], None] | None = None,
+) -> dict[str, Any]:
+    """Tests a generator beside the baselines, writes pictures and tables, and returns the figures for `results.json`.
 
     Args:
         variables: the generator's, on the host.
         frozen: `perceptual.load_frozen(config)`.
         images: the test split.
+        mask_set: mask i is for picture i.
         workdir: the run folder.
+        watch: called with "ours" or the name of a baseline, and its completed pictures of every batch, in order.
     """
-    images = images.chosen(config.evaluation.test_limit)
-    count = len(images)
-    mask_set = evaluation_masks(config, "test", count, workdir / run_folder.MASKS)
-    masks = mask_set.unpack()
-    normal_maps = config.data.kind == "normal_maps"
-    shown = range(min(count, 4 * config.evaluation.samples))
+    masks, batch, normal_maps = mask_set.unpack(), config.evaluation.batch_size, config.data.kind == "normal_maps"
     replicated = parallel.replicate({**variables, "frozen": frozen})
-    per_image, pictures = evaluate(eval_step, parallel, replicated, images, masks, config.evaluation.batch_size, shown)
+
+    def complete(images: ImageSource, masks: np.ndarray, show: Iterable[int], watch: Any = None) -> tuple:
+        return evaluate(eval_step, parallel, replicated, images, masks, batch, show, watch)
+
+    def watcher(method: str) -> Callable[[np.ndarray], None] | None:
+        return functools.partial(watch, method) if watch else None
+
+    shown = range(min(len(images), 4 * config.evaluation.samples))
+    per_image, pictures = complete(images, masks, shown, watcher("ours"))
+    losses = {name: per_image.pop(name) for name in list(per_image) if name.startswith("loss/")}
     lpips = jax.device_put(frozen.get("lpips", {}))
-    by_baseline = {
-        name: evaluate_baseline(fill, images, masks, config.evaluation.batch_size, normal_maps, lpips)
+    methods = {"ours": per_image} | {
+        name: evaluate_baseline(fill, images, masks, batch, normal_maps, lpips, watcher(name))
         for name, fill in baselines.baselines_for(normal_maps).items()
     }
-    large = masks.mean(axis=(1, 2, 3)) > LARGE_HOLE
-    losses = {name: per_image.pop(name) for name in list(per_image) if name.startswith("loss/")}
-    _write_pictures(config, images, masks, pictures, workdir / run_folder.TEST)
+    folder = workdir / run_folder.TEST
+    picture_walls.write_samples(images, masks, pictures, folder, config.evaluation.samples, normal_maps)
+    picture_walls.write_walls(images, masks, methods, lambda *these: complete(*these)[1], folder, normal_maps)
     return {
         "dataset": {
             "source": config.data.source,
             "name": config.data.name or Path(config.data.path).name,
             "fingerprint": images.fingerprint,
         },
-        "images": count,
+        "images": len(images),
         "mask_set": mask_set.id,
         "mean_hole_ratio": float(masks.mean()),
         "inference_seconds_per_image": seconds_per_image(config, variables, images[0], masks[0, ..., 0]),
-        "metrics": means(per_image),
-        "losses": means(losses),
-        "baselines": {name: means(values) for name, values in by_baseline.items()},
-        "large_holes": {
-            "hole_ratio_over": LARGE_HOLE,
-            "images": int(large.sum()),
-            "metrics": means(per_image, large),
-            "baselines": {name: means(values, large) for name, values in by_baseline.items()},
-        },
+        **_figures(methods, losses, masks.mean(axis=(1, 2, 3)), images.names, folder),
     }
 
 
-def _write_pictures(
-    config: ml_collections.ConfigDict,
-    images: ImageSource,
-    masks: np.ndarray,
-    pictures: dict[int, dict[str, np.ndarray]],
-    folder: Path,
-) -> None:
-    """Writes `images/` with single files and `samples.png`, which shows Telea's fill beside ours."""
-    shutil.rmtree(folder / "images", ignore_errors=True)  # an earlier test may have shown more pictures
-    (folder / "images").mkdir(parents=True)
-    telea = baselines.baselines_for(config.data.kind == "normal_maps")["telea"]
-    rows, titles = [], []
-    for index, row in sorted(pictures.items()):
-        for name in monitor.SAMPLE_COLUMNS:
-            image_files.write_png(folder / "images" / f"{index:04d}_{name}.png", row[name])
-        image_files.write_png(folder / "images" / f"{index:04d}_mask.png", masks[index, ..., 0] * np.uint8(255))
-        if len(rows) < config.evaluation.samples:
-            rows.append([row["masked"], telea(images[index], masks[index, ..., 0]), row["completed"], row["truth"]])
-            titles.append(f"{index:04d}")
-    if rows:
-        columns = ("masked", "Telea", "completed", "truth")
-        image_files.write_png(folder / "samples.png", image_files.picture_grid(rows, columns, titles))
+def _figures(
+    methods: dict[str, PerImage], losses: PerImage, ratios: np.ndarray, names: Sequence[str], folder: Path
+) -> dict[str, Any]:
+    """Returns the means of all pictures and by hole ratio, and writes them by hole ratio and by picture as CSV."""
+    rows, large = buckets.by_bucket(methods, ratios), ratios > LARGE_HOLE
+    run_folder.write_text(folder / "buckets.csv", buckets.buckets_csv(rows))
+    run_folder.write_text(folder / "per_image.csv", buckets.per_image_csv(methods, ratios, names))
+    baseline_names = [name for name in methods if name != "ours"]
+    return {
+        "metrics": means(methods["ours"]),
+        "losses": means(losses),
+        "baselines": {name: means(methods[name]) for name in baseline_names},
+        "large_holes": {
+            "hole_ratio_over": LARGE_HOLE,
+            "images": int(large.sum()),
+            "metrics": means(methods["ours"], large),
+            "baselines": {name: means(methods[name], large) for name in baseline_names},
+        },
+        "buckets": rows,
+    }
 
 
 def log_results(results: dict[str, Any]) -> None:
-    """Logs the figures inside the hole as a table, the baselines below ours."""
+    """Logs the figures inside the hole as tables, the baselines below ours: of all, and by hole ratio."""
     rows = {"ours": results["metrics"], **results["baselines"]}
     names = {name: name.split("_")[0] for name in results["metrics"] if name.endswith("_hole")}
     widths = {name: max(8, len(shown) + 1) for name, shown in names.items()}
@@ -236,6 +267,12 @@ def log_results(results: dict[str, Any]) -> None:
     log.info("%-14s%s", "", "".join(f"{shown:>{widths[name]}}" for name, shown in names.items()))
     for label, values in rows.items():
         log.info("%-14s%s", label, "".join(f"{values[name]:{widths[name]}.3f}" for name in names))
+    log.info("%s by hole ratio:", buckets.headline(results["metrics"]))
+    for line in buckets.bucket_table(results["buckets"]):
+        log.info("%s", line)
+    for method, scores in results.get("inception", {}).get("scores", {}).items():
+        percent = (100 * scores[name] for name in ("p_ids", "u_ids"))
+        log.info("%-14s FID %.3f, P-IDS %.1f %%, U-IDS %.1f %%", method, scores["fid"], *percent)
 
 
 def write_results(workdir: Path, results: dict[str, Any]) -> None:

@@ -1,8 +1,9 @@
 """Sets of masks for evaluation: drawn once from frozen integers, stored, and known by the hash of their bits."""
 
 import hashlib
+import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import jax
 import numpy as np
 
 from inpaint_jax.masks import COLUMNS, RANDOM_BITS, shapes_and_mask, validate_mask_spec
+
+TRIES = 256  # masks that are drawn for a bucket before too few of them in it are an error
 
 
 @dataclass(frozen=True)
@@ -46,22 +49,90 @@ def evaluation_masks(spec: Mapping, count: int, height: int, width: int, seed: i
     if count < 1:
         raise ValueError(f"an evaluation set needs at least one mask, not {count}")
     parameters = validate_mask_spec(spec, (height, width))
-    draw = jax.jit(jax.vmap(lambda table: shapes_and_mask(table, height, width, parameters)))
-    size, block, drawn = (parameters["capacity"], len(COLUMNS)), min(count, 64), []
-    for first in range(0, count, block):
-        # The last block is drawn in full and cut, so that one compiled program serves every block.
-        streams = (np.random.RandomState([seed, index]) for index in range(first, first + block))
-        tables = [stream.randint(0, 2**RANDOM_BITS, size, dtype=np.int64).astype(np.int32) for stream in streams]
-        shapes, masks = jax.device_get(draw(np.stack(tables)))
-        drawn.append((shapes, np.packbits(masks.reshape(block, -1), axis=1)))
+    block, drawn = min(count, 64), []
+    for shapes, masks in _blocks([seed], block, height, width, parameters):
+        drawn.append((shapes, _packed(masks)))
+        if len(drawn) * block >= count:
+            break
     shapes, packed = (np.concatenate(blocks)[:count] for blocks in zip(*drawn, strict=True))
     return EvaluationMasks(parameters["name"] + _identity_end(packed, height, width), shapes, packed, height, width)
+
+
+def _blocks(
+    stream: Sequence[int], block: int, height: int, width: int, parameters: Mapping
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields shapes int32 (block, K, 6) and masks bool (block, H, W) without an end, from integers of the stream."""
+    # The last block is drawn in full and cut by who asks, so that one compiled program serves every block.
+    draw = jax.jit(jax.vmap(lambda table: shapes_and_mask(table, height, width, parameters)))
+    size = (parameters["capacity"], len(COLUMNS))
+    for first in itertools.count(0, block):
+        streams = (np.random.RandomState([*stream, index]) for index in range(first, first + block))
+        tables = [one.randint(0, 2**RANDOM_BITS, size, dtype=np.int64).astype(np.int32) for one in streams]
+        yield jax.device_get(draw(np.stack(tables)))
+
+
+def _packed(masks: np.ndarray) -> np.ndarray:
+    return np.packbits(masks.reshape(len(masks), -1), axis=1)
+
+
+def masks_in_buckets(
+    spec: Mapping, buckets: Sequence[tuple[float, float]], count: int, height: int, width: int, seed: int = 0
+) -> EvaluationMasks:
+    """Draw a set that fills ranges of the hole ratio evenly: mask i lies in bucket i modulo their number.
+
+    Each bucket takes those that lie in it of the masks that the family draws for its ratio. Mask i depends on (spec,
+    buckets, seed, i) alone.
+
+    Args:
+      spec: see `validate_mask_spec`; its own ratio does not matter.
+      buckets: ranges, above the first number, up to and including the second.
+      count: number of masks, at least 1.
+      seed: of this set, 0 to 2**32 - 1.
+
+    Raises:
+      ValueError: a spec that is wrong, or a bucket in which hardly a mask lies.
+    """
+    by_bucket = [
+        _masks_within(spec, bucket, -(-(count - place) // len(buckets)), height, width, [seed, place])
+        for place, bucket in enumerate(buckets[:count])
+    ]
+    most = max(shapes.shape[1] for shapes, _ in by_bucket)
+    shapes, packed = np.zeros((count, most, 6), np.int32), np.zeros((count, by_bucket[0][1].shape[1]), np.uint8)
+    for place, (own_shapes, own_packed) in enumerate(by_bucket):
+        shapes[place :: len(buckets), : own_shapes.shape[1]] = own_shapes
+        packed[place :: len(buckets)] = own_packed
+    name = f"{spec['name']}-buckets"
+    return EvaluationMasks(name + _identity_end(packed, height, width), shapes, packed, height, width)
+
+
+def _masks_within(
+    spec: Mapping, bucket: tuple[float, float], count: int, height: int, width: int, stream: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns shapes (count, K, 6) and packed masks of the first masks of a stream that lie in the bucket."""
+    over, up_to = bucket
+    parameters = validate_mask_spec({**spec, "ratio": bucket}, (height, width), sure=False)
+    # Blocks of one size whatever the count, for which a mask must not depend on.
+    block, drawn, kept = 32, 0, []
+    for shapes, masks in _blocks(stream, block, height, width, parameters):
+        drawn += block
+        ratios = masks.mean(axis=(1, 2))
+        inside = (ratios > over) & (ratios <= up_to)
+        kept.append((shapes[inside], _packed(masks)[inside]))
+        found = sum(len(shapes) for shapes, _ in kept)
+        if found >= count:
+            break
+        if drawn >= TRIES and found < drawn / TRIES * 4:
+            raise ValueError(
+                f"of {drawn} masks of the family {spec['name']!r} drawn at {height}x{width}, {found} have a hole ratio "
+                f"over {over} and up to {up_to}, which its shapes do not suit"
+            )
+    return tuple(np.concatenate(parts)[:count] for parts in zip(*kept, strict=True))
 
 
 def masks_from_pictures(pictures: np.ndarray) -> EvaluationMasks:
     """Make an evaluation set of mask pictures, uint8 (count, H, W, 1) of 0 and 1; it has no shapes."""
     count, height, width, _ = pictures.shape
-    packed = np.packbits(pictures.reshape(count, -1), axis=1)
+    packed = _packed(pictures)
     shapes = np.zeros((count, 0, 6), np.int32)
     return EvaluationMasks("files" + _identity_end(packed, height, width), shapes, packed, height, width)
 
@@ -89,4 +160,13 @@ def load_masks(path: str | os.PathLike) -> EvaluationMasks:
     masks = EvaluationMasks(str(identity), shapes, packed, int(size[0]), int(size[1]))
     if not masks.id.endswith(_identity_end(packed, masks.height, masks.width)):
         raise ValueError(f"{path} is damaged: its masks do not match its id {masks.id}; delete it and draw it again")
+    return masks
+
+
+def stored(path: Path, draw: Callable[[], EvaluationMasks]) -> EvaluationMasks:
+    """Return the set at a path, drawn and stored there if it is missing; ValueError if it is damaged."""
+    if path.exists():
+        return load_masks(path)
+    masks = draw()
+    save_masks(path, masks)
     return masks

@@ -44,7 +44,7 @@ MASK_DEFAULTS = {
 _LIMITS = {"number": 1024, "segments": 64, "turn": 180, "length": 1, "thickness": 1, "size": 1, "ratio": 1}
 
 
-def validate_mask_spec(spec: Mapping, size: int | tuple[int, int]) -> dict:
+def validate_mask_spec(spec: Mapping, size: int | tuple[int, int], sure: bool = True) -> dict:
     """Check a mask spec for an image size before anything is built, fill in the defaults and turn fractions to pixels.
 
     A spec that passes cannot give an empty mask: its largest shape fits within the largest ratio, and fits even when
@@ -53,6 +53,8 @@ def validate_mask_spec(spec: Mapping, size: int | tuple[int, int]) -> dict:
     Args:
       spec: `name` (a key of `MASKS`) and the fields of that family, see `MASK_DEFAULTS`.
       size: side of a square image, or (height, width), in pixels.
+      sure: whether every mask drawn is to keep the ratio, and few shapes to do for it; False where those that keep it
+        are then taken out of many.
 
     Returns:
       Every field of the family, lengths in pixels, and the number of shapes to draw as `capacity`.
@@ -68,7 +70,7 @@ def validate_mask_spec(spec: Mapping, size: int | tuple[int, int]) -> dict:
         )
     fields = _with_defaults(spec)
     if fields["name"] != "mixture":
-        return _in_pixels(fields, height, width)
+        return _in_pixels(fields, height, width, sure)
     weights, families = dict(fields["weights"]), set(MASKS) - {"mixture"}
     numbers = all(isinstance(x, int | float) and 0 <= x < math.inf for x in weights.values())
     if not set(weights) <= families or not numbers or not sum(weights.values()):
@@ -79,7 +81,7 @@ def validate_mask_spec(spec: Mapping, size: int | tuple[int, int]) -> dict:
     members = {}
     for family in sorted(family for family, weight in weights.items() if weight > 0):
         member = {"name": family, family: spec.get(family, {}), "ratio": fields["ratio"]}
-        members[family] = validate_mask_spec(member, size)
+        members[family] = validate_mask_spec(member, size, sure)
     return fields | {"members": members, "capacity": max(member["capacity"] for member in members.values())}
 
 
@@ -111,7 +113,7 @@ def _pixels(fraction: float, side: int) -> int:
     return max(1, math.floor(fraction * side + 0.5))
 
 
-def _in_pixels(fields: dict, height: int, width: int) -> dict:
+def _in_pixels(fields: dict, height: int, width: int, sure: bool) -> dict:
     """Fields with lengths in pixels, and `capacity`: the largest number plus four times what the least ratio takes."""
     name, area, (low, high) = fields["name"], height * width, fields["ratio"]
     for key in {"length", "thickness", "size"} & set(fields):
@@ -126,17 +128,18 @@ def _in_pixels(fields: dict, height: int, width: int) -> dict:
         (length, thickness), rows, room = (fields["length"][1], fields["thickness"][1]), segments[1], area / 2
         typical = sum(segments) / 2 * sum(fields["length"]) * sum(fields["thickness"]) / 4
         largest_area = (length + thickness + 1) * (thickness + 1)
-    if largest_area > (high - low) * area or low * area > room:
+    if sure and (largest_area > (high - low) * area or low * area > room):
         raise ValueError(
             f"config.mask.ratio = {(low, high)} cannot be kept by {name!r} at {height}x{width}: one shape covers up to "
             f"{largest_area / area:.3f}, which must not exceed high - low, and low must not exceed {room / area:.3f}; "
             f"widen the ratio, or make the shapes smaller in config.mask.{name}"
         )
     capacity = rows * (fields["number"][1] + math.ceil(4 * low / (1 - low) * area / typical))
-    if capacity > 256:
+    limit = 256 if sure else 1024
+    if capacity > limit:
         raise ValueError(
-            f"{_field(name, 'number')} = {fields['number']} takes up to {capacity} shapes, over 256: lower it, or the "
-            "low end of config.mask.ratio"
+            f"{_field(name, 'number')} = {fields['number']} takes up to {capacity} shapes, over {limit}: lower it, or "
+            "the low end of config.mask.ratio"
         )
     return fields | {"capacity": capacity}
 

@@ -43,11 +43,12 @@ def block_widths(width: int = 64) -> dict[str, int]:
     return {f"block{block}": width * times for block, times in enumerate(WIDTH_FACTORS, 1)}
 
 
-def checked(array: object, shape: tuple[int, ...], path: Path, part: str) -> np.ndarray:
+def checked(array: object, shape: tuple[int, ...], path: Path, part: str, whose: str = "VGG16's weights") -> np.ndarray:
     """Returns an array as float32 in C order.
 
     Args:
         part: its name in messages, such as "the kernel of block1_conv1".
+        whose: what the file is to hold, for messages.
 
     Raises:
         ValueError: not floating-point numbers, another shape, or NaN or infinity in it.
@@ -56,7 +57,7 @@ def checked(array: object, shape: tuple[int, ...], path: Path, part: str) -> np.
         kind = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
         raise ValueError(f"{path}: {part} is of type {kind}, not floating-point numbers: give another file")
     if array.shape != shape:
-        raise ValueError(f"{path}: {part} is of shape {array.shape}, not {shape}: give a file of VGG16's weights")
+        raise ValueError(f"{path}: {part} is of shape {array.shape}, not {shape}: give a file of {whose}")
     with np.errstate(over="ignore"):
         array = np.array(array, np.float32, order="C")
     if not np.isfinite(array).all():

@@ -21,13 +21,17 @@ def test_figures_of_a_sound_generator_and_of_one_with_weights_that_are_not_numbe
     drawn = jax.device_get(jax.jit(lambda: initial_variables(tiny_config))())
     variables = {**drawn["generator"], "discriminator": drawn["discriminator"]}
 
-    def run(variables, batch):
+    def run(variables, batch, watch=None):
         return evaluate.evaluate(
-            eval_step, parallel, parallel.replicate(variables), splits["val"], masks, batch, [1, 4]
+            eval_step, parallel, parallel.replicate(variables), splits["val"], masks, batch, [1, 4], watch
         )
 
-    figures, pictures = run(variables, 4)
+    watched = []
+    figures, pictures = run(variables, 4, watched.append)
     again, _ = run(variables, 2)
+    assert [len(part) for part in watched] == [4, 1]
+    for index in (1, 4):
+        np.testing.assert_array_equal(np.concatenate(watched)[index], pictures[index]["completed"])
     assert {len(values) for values in figures.values()} == {5}
     for name, values in figures.items():
         assert np.isfinite(values).all()
@@ -87,5 +91,10 @@ def test_baselines_are_scored_on_the_same_images():
     masks[:, :4] = 1
     perfect = evaluate.evaluate_baseline(lambda image, mask: image, source, masks, 4, False, {})
     assert perfect["psnr_db_hole"].tolist() == [100, 100]
-    off = evaluate.evaluate_baseline(lambda image, mask: image + np.uint8(51), source, masks, 4, False, {})
+    watched = []
+    off = evaluate.evaluate_baseline(
+        lambda image, mask: image + np.uint8(51), source, masks, 4, False, {}, watched.append
+    )
     np.testing.assert_allclose(off["l1_hole"], 0.2, rtol=1e-5)
+    assert [part.shape for part in watched] == [(2, 32, 32, 3)]
+    assert (watched[0] == 151).all()

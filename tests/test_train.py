@@ -76,6 +76,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_finished_run_folder(finished: Path):
     for name in ("config.json", "log.txt", "metrics.jsonl", "timing.jsonl", "test/samples.png", "checkpoints/best"):
         assert (finished / name).exists(), name
+    for name in ("buckets.csv", "per_image.csv", "worst.png", "best.png"):
+        assert (finished / "test" / name).exists(), name
     assert not list(finished.rglob("*tmp*"))
     train = [row["step"] for row in rows(finished) if row["split"] == "train"]
     assert train == list(range(1, STEPS + 1))
@@ -95,6 +97,7 @@ def test_results(finished: Path):
     page = (finished / "report.html").read_text()
     assert f"{results['metrics']['angular_error_deg_hole']:.2f}" in page
     assert "Not in this run folder" not in page
+    assert sum(row["images"] for row in results["buckets"]) == results["images"] == 6
     assert set(results["losses"]) == {"loss/cosine", "loss/distance"}
     stored = safetensors.numpy.load_file(finished / "generator/generator.safetensors")
     assert results["parameters"] == sum(v.size for k, v in stored.items() if k.startswith("params/"))

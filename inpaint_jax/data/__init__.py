@@ -203,15 +203,18 @@ def load_splits(config: ml_collections.ConfigDict, size: int, cache: Path | None
 
 
 @functools.cache
-def load_mask_files(path: str, size: int) -> ImageSource:
+def load_mask_files(path: str, size: int, setting: str = "config.mask.path") -> ImageSource:
     """Returns the mask pictures below `path` as a source of uint8 (size, size, 1), white = hole = 1.
+
+    Args:
+        setting: what the user sets `path` with, for messages.
 
     Raises:
         ValueError: no path, no such folder, or no picture in it.
     """
     root = Path(path).expanduser()
     if not path or not root.is_dir():
-        raise ValueError(f"config.mask.path = {path!r} is no folder: set it to the folder with the mask pictures")
-    names = folder.find_images(root, "config.mask.path")
+        raise ValueError(f"{setting} = {path!r} is no folder: set it to the folder with the mask pictures")
+    names = folder.find_images(root, setting)
     contents = (hashlib.sha256((root / name).read_bytes()).hexdigest() for name in names)
     return ImageSource(names, folder.mask_loader(root, names, size), _fingerprint("masks", *contents), 1 << 30)

@@ -196,11 +196,12 @@ def mask_loader(root: Path, names: Sequence[str], size: int) -> Callable[[int], 
     return lambda index: image_files.read_mask(root / names[index], size)[..., None]
 
 
-def check_masks(masks: ImageSource) -> None:
+def check_masks(masks: ImageSource, setting: str = "config.mask.path") -> None:
     """Reads every mask picture, so that a bad one does not end a run after hours; `masks` keeps them where they fit.
 
     Args:
         masks: uint8 (size, size, 1) of 0 and 1.
+        setting: what the user sets their folder with, for messages.
 
     Raises:
         ValueError: pictures that cannot be read, or that are all hole or without a hole at this size; lists the first.
@@ -220,6 +221,6 @@ def check_masks(masks: ImageSource) -> None:
         reasons = [text for text in pool.map(reason, range(len(masks))) if text]
     if reasons:
         raise ValueError(
-            f"{len(reasons)} of {len(masks)} files below config.mask.path cannot be used as masks, white = hole; mend "
+            f"{len(reasons)} of {len(masks)} files below {setting} cannot be used as masks, white = hole; mend "
             f"or remove them:{_listed(reasons)}"
         )
