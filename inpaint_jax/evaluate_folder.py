@@ -67,8 +67,10 @@ def evaluate_folder(
     config_module.validate(config)
     config = perceptual.for_a_test(config)
     seen = _Seen(Path(inception_weights)) if inception_weights else None
-    images, source = _load_pictures(config, model, pictures, fit)
+    source, contents = folder.load_folder(pictures, config.image_size, fit)
+    images = source.chosen(config.evaluation.test_limit)
     run_folder.check_writable(out, "--out")
+    _warn_of_pictures(config, model, source, contents)
     mask_set = _masks(config, len(images), masks, bucket_masks, out / run_folder.MASKS)
     if save_masks:
         run_folder.check_writable(Path(save_masks), "--save_masks")
@@ -92,16 +94,12 @@ def evaluate_folder(
     return results
 
 
-def _load_pictures(
-    config: ml_collections.ConfigDict, model: Path, pictures: Path, fit: str
-) -> tuple[ImageSource, ImageSource]:
-    """Returns the pictures that are tested and all pictures of the folder; warns of those that tell little."""
-    source, contents = folder.load_folder(pictures, config.image_size, fit)
+def _warn_of_pictures(config: ml_collections.ConfigDict, model: Path, source: ImageSource, contents: list[str]) -> None:
+    """Warns of pictures that tell little of the model."""
     if config.data.kind == "normal_maps":
         normal_maps.warn_of_other_pictures(source)
     if known := folder.count_known(contents, model / run_folder.DATA):
         log.warning("%d of %d pictures belong to the folder that the model was trained from", known, len(source))
-    return source.chosen(config.evaluation.test_limit), source
 
 
 def _masks(

@@ -130,8 +130,12 @@ def fill_file(inpainter: Inpainter, job: Job, options: Options) -> int:
     if options.invert:
         hole = ~hole
     if hole.all():
-        source = job.mask or job.image
-        raise ValueError(f"{source} makes all of the picture a hole: leave some of it, the fill grows from there")
+        if job.mask is None:
+            raise ValueError(f"{job.image} is all hole: its transparency leaves nothing from which the fill could grow")
+        white, black = ("black", "white") if options.invert else ("white", "black")
+        raise ValueError(
+            f"the mask {job.mask} is all hole ({white}): leave what is to be kept {black}, the fill grows from it"
+        )
     if job.mask is None:
         # What was a hole becomes opaque.
         picture[..., -1] = np.where(hole, np.iinfo(picture.dtype).max, picture[..., -1])

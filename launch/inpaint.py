@@ -50,7 +50,8 @@ def _main() -> int:
         if filled:
             log.info("wrote %s: %d pixels filled", out, filled)
         else:
-            log.warning("wrote %s as it was: there is no hole", out)
+            where = f"the mask {_MASK.value}" if _MASK.value else "its transparency"
+            log.warning("wrote %s as it was: %s has no hole", out, where)
         return 0
     failed = filling.fill_all(inpainter, jobs, options)
     log.info("%d of %d pictures written below %s", len(jobs) - failed, len(jobs), out)

@@ -207,13 +207,13 @@ FILL = {"model": "model", "image": "a.png", "mask": "m.png", "out": "o.png"}
     ("wrong", "message"),
     [
         ({"image": "absent.png"}, "no file absent.png"),
-        ({"image": "folder.png"}, "folder.png is a folder: give the picture itself"),
+        ({"image": "folder.png"}, "--image=folder.png has no pictures"),
         ({"image": "{bad}/truncated.png"}, "truncated.png cannot be read"),
-        ({"image": "{bad}/16bit.png"}, "more than 8 bits per channel"),
+        ({"image": "{bad}/16bit.png"}, "the picture is grey, and the model fills normal maps"),
         ({"mask": "{bad}/text.jpg"}, "text.jpg is not an image"),
         (
             {"mask": "{bad}/small.png"},
-            "small.png has (32, 20) pixels and the image (32, 32): give one of the same size",
+            "small.png has 32x20 pixels and the picture a.png 32x32: give one of the same size",
         ),
         ({"mask": "white.png"}, "white.png is all hole (white): leave what is to be kept black"),
         ({"out": "folder.png"}, "--out=folder.png is a folder: give the name of a file"),
