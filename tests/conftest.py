@@ -19,9 +19,9 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 from configs import unet_cosine  # noqa: E402
-from inpaint_jax import train  # noqa: E402
+from inpaint_jax import train, weights  # noqa: E402
 from inpaint_jax.data import pipeline  # noqa: E402
-from inpaint_jax.state import TrainState, create_state  # noqa: E402
+from inpaint_jax.state import TrainState, create_state, initial_variables  # noqa: E402
 
 
 def _random_leaf(random: np.random.Generator, path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
@@ -54,6 +54,19 @@ def make_state():
         random = np.random.default_rng(seed)
         shapes = jax.eval_shape(lambda: create_state(config, optimizers))
         return jax.tree_util.tree_map_with_path(lambda path, leaf: _random_leaf(random, path, leaf), shapes)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_generator():
+    """A function (folder, config) that saves a generator of random weights there, as a finished run does."""
+
+    def make(folder: Path, config) -> None:
+        random = np.random.default_rng(0)
+        shapes = jax.eval_shape(lambda: initial_variables(config))["generator"]
+        variables = jax.tree.map(lambda leaf: random.uniform(0.05, 0.2, leaf.shape).astype(np.float32), shapes)
+        weights.save_generator(folder / "generator", variables, config)
 
     return make
 
