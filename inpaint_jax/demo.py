@@ -94,17 +94,20 @@ def read_upload(path: str | Path) -> dict[str, np.ndarray | None]:
             f"{path.name} has {size / 2**20:.1f} MB, and the demo takes {UPLOAD_BYTES / 2**20:.0f}: save it smaller."
         )
     try:
-        pixels, alpha = image_files.read_rgb_and_alpha(path)
+        found = image_files.read_picture(path)
     except image_files.ImageFileError as error:
         # Where the server keeps its files is nobody's business.
         raise ValueError(str(error).replace(str(path), path.name)) from None
-    height, width = pixels.shape[:2]
+    height, width, channels = found.shape
+    if found.dtype != np.uint8:
+        raise ValueError(f"{path.name} has 16 bits per channel, and the demo shows 8: use launch/inpaint.py.")
     if width * height > UPLOAD_PIXELS:
         raise ValueError(
             f"{path.name} has {width}x{height} = {width * height / 1e6:.1f} million pixels, and the demo takes "
             f"{UPLOAD_PIXELS / 1e6:.0f}: scale it down."
         )
-    return {"pixels": pixels, "alpha": alpha}
+    pixels = found[..., :3] if channels > 2 else np.repeat(found[..., :1], 3, axis=-1)
+    return {"pixels": pixels, "alpha": found[..., -1] if channels in (2, 4) else None}
 
 
 def _scaled(image: np.ndarray, smallest: int, largest: int) -> np.ndarray:
@@ -161,7 +164,7 @@ def fill(model: dict[str, Any], picture: dict | None, layers: Sequence[np.ndarra
     Returns:
         {"picture": uint8 (H, W, 3), or (H, W, 4) where the upload has an alpha channel, known pixels byte-identical;
         "before", "after": uint8 (h, w, 3), at most `VIEW_SIDE` pixels; "hole": uint8 (h, w), 1 = hole; "note": what was
-        done, and a warning where the hole is wider than what the model has seen}.
+        done}.
 
     Raises:
         ValueError: no picture, nothing or everything painted, or a hole that the model cannot fill.
@@ -178,14 +181,9 @@ def fill(model: dict[str, Any], picture: dict | None, layers: Sequence[np.ndarra
     filled = inpainter(pixels, hole)
     seconds = time.perf_counter() - start
     note = f"{hole.sum()} of {hole.size} pixels filled in {seconds:.1f} seconds; all others are as they were."
-    if not inpainter.windowed and (width := inference.widest(hole)) > inpainter.size:
-        note += (
-            f" The hole is {width} pixels wide and the model was trained on pictures of {inpainter.size}: far from "
-            "known pixels expect nonsense."
-        )
     small_hole = _scaled(hole * np.uint8(255), 1, VIEW_SIDE) >= 128
     return {
-        "picture": image_files.with_alpha(filled, picture["alpha"]),
+        "picture": filled if picture["alpha"] is None else np.dstack([filled, picture["alpha"]]),
         "before": _scaled(pixels, 1, VIEW_SIDE),
         "after": _scaled(filled, 1, VIEW_SIDE),
         "hole": small_hole.astype(np.uint8),

@@ -164,13 +164,6 @@ def test_what_cannot_be_filled_is_said(model):
         demo.fill(model, picture, [layer(341, 512, np.s_[:])])
 
 
-def test_a_hole_wider_than_the_model_has_seen_is_filled_with_a_warning(model):
-    picture = {"pixels": noise(64, 64), "alpha": None}
-    assert "nonsense" not in demo.fill(model, picture, [layer(512, 512, np.s_[100:200])])["note"]
-    note = demo.fill(model, picture, [layer(512, 512, np.s_[8:504, 8:504])])["note"]
-    assert re.search(r"The hole is 6\d pixels wide and the model was trained on pictures of 32: .* nonsense\.$", note)
-
-
 def test_under_the_light_the_hole_is_shown_before_and_not_after():
     flat = np.full((8, 8, 3), (128, 128, 255), np.uint8)
     result = {"before": flat, "after": flat.copy(), "hole": np.pad(np.ones((2, 2), np.uint8), 3)}
