@@ -1,6 +1,6 @@
-"""The model of normal maps that comes along: the flagship's recipe in a generator of 3.7 million parameters.
+"""A compact model of normal maps: the flagship's recipe in a generator of 3.7 million parameters.
 
-    python launch/main.py --config configs/unet_compact.py           # hours on two CPU cores
+    python launch/main.py --config configs/unet_compact.py           # the full run, not measured yet
     python launch/main.py --config configs/unet_compact.py:quick
 
 What differs from `unet_cosine`: 128x128 pixels at 19 features, so that the weights fit 8 MB in half precision; no

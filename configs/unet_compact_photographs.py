@@ -1,12 +1,12 @@
-"""The model of photographs that comes along: the compact generator on landscapes and cities in the public domain.
+"""A compact model of photographs: the generator of `unet_compact` on landscapes and cities in the public domain.
 
     python launch/prepare_data.py --recipe landscapes_public_domain --out data         # once, for the full run
-    python launch/main.py --config configs/unet_compact_photographs.py                 # hours on two CPU cores
+    python launch/main.py --config configs/unet_compact_photographs.py                 # not measured yet
     python launch/main.py --config configs/unet_compact_photographs.py:quick           # on embedded photographs
 
 Generator and holes of `unet_compact`, losses of `unet_photographs` without the discriminator. Its pictures are some
-hundred photographs that their makers, or law, placed in the public domain, so that no one else has rights in the
-weights; they show no people and no rooms.
+hundred photographs that are in the public domain, as the copyright file of their package says, so that no one else has
+rights in the weights; they show no people and no rooms.
 """
 
 import ml_collections
