@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from inpaint_jax import models, task, weights
+from inpaint_jax import inference, task, weights
 
 INPUTS, OUTPUT = ("image", "mask"), "completed"
 ARRAYS = ("safetensors", "h5")  # the formats that are no graphs
@@ -68,14 +68,11 @@ def completing(config: ml_collections.ConfigDict) -> Complete:
     """
     config = config.copy_and_resolve_references()
     config.dtype = "float32"  # few other programs convolve in bfloat16
-    generator = models.build_generator(config)
-    config.task.view = "full"  # a window comes as the whole picture
-    value_range = config.task.value_range
+    answer = inference.answering(config)
 
     def complete(variables: dict, image: jax.Array, mask: jax.Array) -> jax.Array:
         hole = (mask > 0.5).astype(jnp.float32)
-        seen = task.generator_input(config, task.from_unit_range(image, value_range), hole)
-        filled = task.from_value_range(generator.apply(variables, seen, train=False), value_range)
+        filled = answer(variables, image, hole)
         if config.data.kind == "normal_maps":
             vectors = filled * 2.0 - 1.0
             length = jnp.sqrt(jnp.sum(vectors * vectors, axis=-1, keepdims=True))

@@ -1,10 +1,12 @@
 """Using a trained generator on a picture of any size."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 
 from inpaint_jax import fills, models, task, weights
@@ -37,6 +39,28 @@ def _feather(size: int) -> np.ndarray:
     return (ramp[:, None] * ramp[None, :])[..., None].astype(np.float32)
 
 
+def answering(config: ml_collections.ConfigDict) -> Callable[[dict, jax.Array, jax.Array], jax.Array]:
+    """Returns `answer(variables, image, mask)`, pure: what the generator paints, at the hole and elsewhere.
+
+    Args (of `answer`):
+        image: float32 (B, S, S, 3) in [0, 1]; S is the native size, or that of the window the generator works on.
+        mask: float32 (B, S, S, 1), 1 = hole.
+
+    Returns (of `answer`):
+        float32 (B, S, S, 3) in [0, 1].
+    """
+    generator = models.build_generator(config)
+    config = config.copy_and_resolve_references()
+    config.task.view = "full"  # a window comes as the whole picture
+    value_range = config.task.value_range
+
+    def answer(variables: dict, image: jax.Array, mask: jax.Array) -> jax.Array:
+        seen = task.generator_input(config, task.from_unit_range(image, value_range), mask)
+        return task.from_value_range(generator.apply(variables, seen, train=False), value_range)
+
+    return answer
+
+
 class Inpainter:
     """Fills holes with a saved generator: `Inpainter.load(folder)(image, mask)`.
 
@@ -54,21 +78,17 @@ class Inpainter:
         normal_y: of a normal map, where green points: "up", "down" or "mixed", as `config.data.normal_y`.
     """
 
-    def __init__(self, config, variables: dict):
+    def __init__(self, config: ml_collections.ConfigDict, variables: dict):
         self.windowed = config.task.view == "window"
         self.size = task.window_side(config) if self.windowed else config.image_size
         self.normal_maps = config.data.kind == "normal_maps"
         self.normal_y = config.data.normal_y
         self._variables = variables
-        generator = models.build_generator(config)
-        config = config.copy_and_resolve_references()
-        config.task.view = "full"  # windows are cut here, where the picture's own borders are known
+        answer = answering(config)
 
         def fill(variables: dict, image: jax.Array, mask: jax.Array, poisson: bool) -> jax.Array:
-            seen = task.generator_input(config, task.to_value_range(image, config.task.value_range), mask)
-            output = generator.apply(variables, seen, train=False)
-            output = task.from_value_range(output, config.task.value_range)
-            return jnp.clip(fills.poisson(image / 255.0, mask, output), 0.0, 1.0) if poisson else output
+            output = answer(variables, image, mask)
+            return jnp.clip(fills.poisson(image, mask, output), 0.0, 1.0) if poisson else output
 
         self._fill = jax.jit(fill, static_argnames="poisson")
 
@@ -158,7 +178,7 @@ class Inpainter:
         weight, reach = _feather(self.size), np.arange(self.size)
         # The fourth channel is the sum of the weights.
         total = np.zeros((*hole.shape, 4), np.float32)
-        scale = np.float32(255.0 / _HIGHEST[image.dtype])
+        scale = np.float32(1.0 / _HIGHEST[image.dtype])
         for top, left in starts:
             place = np.ix_((top + reach) % hole.shape[0], (left + reach) % hole.shape[1])
             if not hole[place].any():
