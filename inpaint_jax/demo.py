@@ -31,12 +31,12 @@ EXAMPLE_PHOTOS = {"cat": "chelsea.png", "coffee": "coffee.png", "astronaut": "as
 def models_for(flag_values: Sequence[str]) -> dict[str, Path]:
     """Returns the models to offer, name -> folder; the first is the default.
 
-    The one place that knows which models the demo offers. None comes with the package, so the command requires the
-    flag; one that does would be the default here.
-
     Args:
-        flag_values: the folders given by --model: run folders, or the generator/ folders in them.
+        flag_values: the folders given by --model: run folders, or the generator/ folders in them; none: those that come
+            along.
     """
+    if not flag_values:
+        return weights.shipped_generators()
     models = {}
     for folder in map(Path, flag_values):
         whole = folder.absolute()

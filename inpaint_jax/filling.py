@@ -1,6 +1,7 @@
 """Filling picture files: every kind of channels and bits, single files and folders, beside `inference.Inpainter`."""
 
 import dataclasses
+import functools
 import logging
 import os
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from inpaint_jax import image_files
+from inpaint_jax.data import normal_maps
 from inpaint_jax.inference import Inpainter
 
 log = logging.getLogger("inpaint_jax")
@@ -118,8 +120,32 @@ def _pictures(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
 
 
-def fill_file(inpainter: Inpainter, job: Job, options: Options) -> int:
+@functools.cache
+def _shipped_inpainter(name: str) -> Inpainter:
+    return Inpainter.load(name)
+
+
+def shipped_inpainter(picture: np.ndarray, hole: np.ndarray, options: Options) -> Inpainter:
+    """Returns the generator that comes along for a picture like this one, and logs which it is.
+
+    Args:
+        picture, hole: as of `fill_picture`; what is known tells whether it is a normal map, unless the options do.
+    """
+    known = picture[~hole][:, None, :3]
+    if known.dtype == np.uint16:
+        known = (known >> 8).astype(np.uint8)
+    of_normal_maps = options.normal_y or options.two_channels
+    is_map = bool(of_normal_maps) or (picture.shape[2] >= 3 and known.size > 0 and normal_maps.is_normal_map(known))
+    name = "normal_maps" if is_map else "photographs"
+    log.info("filled with %r, which comes along; --model chooses another", name)
+    return _shipped_inpainter(name)
+
+
+def fill_file(inpainter: Inpainter | None, job: Job, options: Options) -> int:
     """Fills one picture file and writes the result; returns the number of pixels filled.
+
+    Args:
+        inpainter: None: the generator that comes along for such a picture.
 
     Raises:
         ValueError: a file that cannot be read, a mask that does not fit, or a picture that the model cannot fill.
@@ -139,6 +165,8 @@ def fill_file(inpainter: Inpainter, job: Job, options: Options) -> int:
     if job.mask is None:
         # What was a hole becomes opaque.
         picture[..., -1] = np.where(hole, np.iinfo(picture.dtype).max, picture[..., -1])
+    if inpainter is None:
+        inpainter = shipped_inpainter(picture, hole, options)
     filled = fill_picture(inpainter, picture, hole, options)
     image_files.write_picture(job.out, filled)
     return int(hole.sum())
@@ -213,8 +241,8 @@ def _blue_of_two_channels(colours: np.ndarray, hole: np.ndarray) -> np.ndarray:
     return np.where(hole[..., None], np.median(blue[~hole]).astype(blue.dtype), blue)
 
 
-def fill_all(inpainter: Inpainter, jobs: list[Job], options: Options) -> int:
-    """Fills all pictures, reports each that fails and goes on with the rest; returns how many failed."""
+def fill_all(inpainter: Inpainter | None, jobs: list[Job], options: Options) -> int:
+    """Fills all pictures as `fill_file`, reports each that fails and goes on; returns how many failed."""
     failed = 0
     for number, job in enumerate(jobs, 1):
         try:

@@ -12,8 +12,8 @@ from typing import Any
 import ml_collections
 from PIL import Image
 
+from inpaint_jax import buckets, curves, pages, reproduction, run_folder
 from inpaint_jax import config as config_module
-from inpaint_jax import curves, pages, reproduction, run_folder
 from inpaint_jax.metrics import direction_of
 
 RESULTS, TEST_SAMPLES = f"{run_folder.TEST}/results.json", f"{run_folder.TEST}/samples.png"
@@ -186,6 +186,7 @@ def _results(run: dict) -> str:
             f"<h3>Large holes: the {large['images']} of them with a hole ratio over {large['hole_ratio_over']}</h3>\n"
         )
         text += _methods(large)
+    text += _by_hole_ratio(results.get("buckets", []))
     if curves.is_number(seconds := results.get("inference_seconds_per_image")):
         text += f'<p class="note">Filling one picture of the native size takes {1000 * seconds:.3g} ms.</p>\n'
     return text
@@ -209,6 +210,24 @@ def _methods(results: dict) -> str:
             cell = pages.number_text(values.get(metric), metric)
             row.append(f"<strong>{cell}</strong>" if values.get(metric) == best else cell)
     return pages.table(head, rows, chosen=[0])
+
+
+def _by_hole_ratio(rows: list[dict]) -> str:
+    """Returns the table of one metric, a column for each range of the hole ratio; nothing for a single range."""
+    if len(rows) < 2:
+        return ""
+    metric = buckets.headline(rows[0]["metrics"])
+    label, unit, _ = pages.METRICS[metric]
+    counts = [f'<span class="unit">{row["images"]} pictures</span>' for row in rows]
+    head = ["method", *(html.escape(row["name"]) + count for row, count in zip(rows, counts, strict=True))]
+    methods = ["ours", *rows[0]["baselines"]]
+    figures = [{"ours": row["metrics"], **row["baselines"]} for row in rows]
+    body = [
+        [html.escape(pages.METHODS.get(name, name)), *(pages.number_text(of[name][metric], metric) for of in figures)]
+        for name in methods
+    ]
+    title = html.escape(f"By share of the picture that is hole: {label} ({unit})")
+    return f"<h3>{title}</h3>\n" + pages.table(head, body, chosen=[0])
 
 
 def _panel(run: dict, series: dict[str, curves.Series], title: str, axis: str, note: str, best: str = "") -> str:

@@ -1,8 +1,8 @@
 """Fills the holes of one picture, or of every picture in a folder, with a trained generator.
 
-    python launch/inpaint.py --model runs/unet_cosine-quick --image a.png --mask m.png --out o.png
+    python launch/inpaint.py --image a.png --mask m.png --out o.png           # by a model that comes along
+    python launch/inpaint.py --image cut_out.png --out o.png                  # transparency is the hole
     python launch/inpaint.py --model runs/unet_cosine-quick --image maps --mask masks --out filled
-    python launch/inpaint.py --model runs/unet_photographs --image cut_out.png --out o.png    # transparency is the hole
 
 The mask is a picture of the same size, white = hole; in folders it has the picture's name. Any height and width, 8 or
 16 bits a channel, grey, colours, palettes, with or without alpha; the EXIF orientation is applied. Known pixels stay
@@ -20,7 +20,7 @@ from inpaint_jax import command_line
 
 log = logging.getLogger("inpaint_jax")
 
-_MODEL = flags.DEFINE_string("model", None, "run folder, or its generator/ folder")
+_MODEL = flags.DEFINE_string("model", None, "run folder, or its generator/ folder; default: what comes along")
 _IMAGE = flags.DEFINE_string("image", None, "picture to fill: PNG, JPEG, WebP, TGA, DDS, TIFF or BMP; or a folder")
 _MASK = flags.DEFINE_string("mask", None, "mask of the same size, white = hole; or a folder; default: transparency")
 _OUT = flags.DEFINE_string("out", None, "PNG or TIFF file to write; for a folder of pictures, a folder")
@@ -32,7 +32,7 @@ _TWO_CHANNELS = flags.DEFINE_bool("two_channels", False, "normal maps of x and y
 
 
 def _main() -> int:
-    model, image, out = (command_line.require(flag) for flag in (_MODEL, _IMAGE, _OUT))
+    image, out = command_line.require(_IMAGE), command_line.require(_OUT)
     command_line.prepare_jax()
     from inpaint_jax import filling, image_files, inference
 
@@ -40,7 +40,7 @@ def _main() -> int:
         known = ", ".join(image_files.LOSSLESS_SUFFIXES)
         raise flags.ValidationError(f"--out={out}: the name must end in {known}, which keep every pixel as it is")
     jobs = filling.plan_jobs(Path(image), Path(_MASK.value) if _MASK.value else None, Path(out))
-    inpainter = inference.Inpainter.load(model)
+    inpainter = inference.Inpainter.load(_MODEL.value) if _MODEL.value else None
     options = filling.Options(_INVERT.value, _WRAP.value, _BLEND.value, _NORMAL_Y.value, _TWO_CHANNELS.value)
     if not Path(image).is_dir():
         try:

@@ -73,6 +73,10 @@ RESULTS = {
     "large_holes": {
         "hole_ratio_over": 0.2, "images": 2, "metrics": scores(8.5), "baselines": {"telea": scores(8.25)},
     },
+    "buckets": [
+        {"name": "10-20 %", "images": 4, "metrics": scores(4.5), "baselines": {"telea": scores(7.35)}},
+        {"name": "20-30 %", "images": 2, "metrics": scores(8.5), "baselines": {"telea": scores(8.25)}},
+    ],
 }  # fmt: skip
 
 
@@ -232,6 +236,9 @@ def test_page_holds_the_figures(workdir: Path):
     # Best of the test: ours in all three metrics; of the large holes: Telea.
     assert page.bold[:6] == ["5.83", "34.17", "0.0291", "8.25", "31.75", "0.0413"]
     assert "6 held-out pictures; mask set lines-6-32x32-abc; mean hole ratio 0.171" in page.text
+    words = " ".join(page.text.split())
+    assert "By share of the picture that is hole: hole angular error (degrees)" in words
+    assert "method 10-20 %4 pictures 20-30 %2 pictures ours 4.50 8.50 Telea 7.35 8.25" in words
     assert "Best (star): 5.99 degrees at epoch 3; lower is better." in page.text
     assert (
         "Beyond the axis (triangle at the edge): 1, furthest 1e+30. Not finite (crosses at the bottom): 1." in page.text
@@ -243,7 +250,6 @@ def test_page_holds_the_figures(workdir: Path):
     assert "WARNING the <discriminator> has won" in page.text
     assert {"optimizer.learning_rate", "0.0123"} <= set(page.bold)
     assert "optimizer.b1" not in page.bold
-    words = " ".join(page.text.split())
     assert "to step 10 2.0 40 20.0 0.50 25.0%" in words
     # Diminishing: 6.0 at epoch 2, then 0.01 of it in two epochs.
     assert "hole angular error 2 2 6.00 5.99 0.17%" in words
