@@ -115,6 +115,8 @@ def _draw_panel(axes: Axes, groups: Sequence[Group], baselines: dict[str, dict],
     margin = 0.06 * (high - low) or 0.05 * abs(high) or 0.5
     left, right = low - margin, high + margin
     axes.set_xlim(left, right)
+    axes.locator_params(axis="x", nbins=6)
+    axes.ticklabel_format(axis="x", scilimits=(-3, 4))  # long figures would run into each other
     for number, (name, value) in enumerate(fills.items()):
         style = {"color": curves.COLOURS[number % len(curves.COLOURS)], "dashes": (2 + 2 * number, 2), "linewidth": 1.2}
         if left <= value <= right:
@@ -146,12 +148,15 @@ def _draw_points(axes: Axes, position: int, values: Sequence[float], left: float
             place, position + offset, marker, color="black" if inside else "#b30000", markersize=4 if inside else 8,
             clip_on=False, zorder=4,
         )  # fmt: skip
-        if not inside:
-            side, shift = ("right", -7) if value > right else ("left", 7)
+    for place, side, shift, clipped in (
+        (right, "right", -7, [value for value in values if value > right]),
+        (left, "left", 7, [value for value in values if value < left]),
+    ):
+        if clipped:
             axes.annotate(
-                f"{value:.4g}", (place, position + offset), xytext=(shift, 0), textcoords="offset points", ha=side,
-                va="center", color="#b30000", fontsize=8, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
-                zorder=5,
+                ", ".join(f"{value:.4g}" for value in clipped), (place, position), xytext=(shift, 0),
+                textcoords="offset points", ha=side, va="center", color="#b30000", fontsize=8,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5}, zorder=5,
             )  # fmt: skip
 
 
