@@ -5,10 +5,11 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-# Before JAX is imported anywhere. Four devices on one CPU, for the tests of parallel forms; and programs compiled in
-# half the time, which run a little slower. The commands that tests start in processes of their own have neither.
+import fast_compilation
+
+# Before JAX is imported anywhere. Four devices on one CPU, for the tests of parallel forms.
 os.environ["JAX_PLATFORMS"] = "cpu"
-_FLAGS = ("--xla_force_host_platform_device_count=4", "--xla_backend_optimization_level=0")
+_FLAGS = ("--xla_force_host_platform_device_count=4", *fast_compilation.FLAGS)
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS]).strip()
 _CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "inpaint_jax" / "xla"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))

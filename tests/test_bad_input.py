@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import fast_compilation
 import jax
 import numpy as np
 import pytest
@@ -367,7 +368,7 @@ def test_what_a_run_holds_already_counts_as_free(tmp_path):
 def test_a_second_trainer_is_refused_and_the_first_goes_on(tmp_path):
     options = (TINY, "--workdir=run", "--config.epochs=10000")
     program = [sys.executable, ROOT / "launch" / "main.py", *options]
-    environment = {**os.environ, "XLA_FLAGS": ""}
+    environment = {**os.environ, "XLA_FLAGS": fast_compilation.ONE_DEVICE}
     with subprocess.Popen(program, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL) as first:
         try:
             while first.poll() is None and not (tmp_path / "run" / ".lock").exists():

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import fast_compilation
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -25,7 +26,7 @@ RESULT_FIELDS |= {"inference_seconds_per_image", "metrics", "baselines"}
 def start(workdir: Path, *options: str) -> subprocess.Popen:
     command = [sys.executable, ROOT / "launch" / "main.py", "--config", ROOT / "configs" / "unet_cosine.py:tiny"]
     command += ["--workdir", workdir, f"--config.epochs={EPOCHS}", *options]
-    environment = {**os.environ, "XLA_FLAGS": ""}  # one device, as on a user's CPU
+    environment = {**os.environ, "XLA_FLAGS": fast_compilation.ONE_DEVICE}  # one device, as on a user's CPU
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -191,7 +192,7 @@ def test_evaluate_command_tests_on_a_folder(finished: Path, tmp_path: Path):
         Image.open(path).save(maps / path.name)
     command = [sys.executable, ROOT / "launch" / "evaluate.py", "--model", finished, "--images", maps]
     command += ["--out", tmp_path / "out"]
-    environment = {**os.environ, "XLA_FLAGS": ""}
+    environment = {**os.environ, "XLA_FLAGS": fast_compilation.ONE_DEVICE}
     subprocess.run(command, env=environment, check=True, capture_output=True, cwd=tmp_path)
     tested, own = (json.loads((w / "test/results.json").read_text()) for w in (tmp_path / "out", finished))
     # The same pictures in the same order on the same masks: the same figures as the run's own test.
