@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import fast_compilation
+import forked_commands
 import jax
 import numpy as np
 import pytest
@@ -25,17 +26,23 @@ TINY = f"--config={ROOT / 'configs' / 'unet_cosine.py'}:tiny"
 SIZE = 32  # pixels, of the tiny config
 
 
-def command(name: str, cwd: Path, *options: str, flags: str = "") -> subprocess.CompletedProcess:
+def command(
+    name: str, cwd: Path, *options: str, flags: str = fast_compilation.ONE_DEVICE, forked: bool = True
+) -> subprocess.CompletedProcess:
     environment = {**os.environ, "XLA_FLAGS": flags}
-    program = [sys.executable, ROOT / "launch" / f"{name}.py", *options]
-    ran = subprocess.run(program, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
+    if forked:
+        ran = forked_commands.run(name, cwd, *options, environment=environment)
+    else:
+        program = [sys.executable, ROOT / "launch" / f"{name}.py", *options]
+        ran = subprocess.run(program, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
     assert "Traceback" not in ran.stderr
     return ran
 
 
-def refused(name: str, cwd: Path, *options: str, code: int = 1, flags: str = "") -> str:
+def refused(name: str, cwd: Path, *options: str, code: int = 1, **more) -> str:
     """Runs a command that must fail with one error message, the last thing it says, and returns the message."""
-    ran = command(name, cwd, *options, flags=flags)
+    # Wrong usage is answered before JAX is imported: there a start costs little.
+    ran = command(name, cwd, *options, forked=code != 2, **more)
     assert ran.returncode == code, ran.stderr
     assert not ran.stdout
     before, _, message = ran.stderr.partition("error: ")
