@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+TIMEOUT = 300  # seconds
 # What launch/main.py, inpaint.py and evaluate.py import beside JAX. None of it asks for devices, so each command finds
 # those of its own XLA_FLAGS.
 _IMPORTED = ("inpaint_jax.train", "inpaint_jax.filling", "inpaint_jax.inference", "inpaint_jax.evaluate_folder")
@@ -37,8 +38,8 @@ def run(name: str, cwd: Path, *options: str, environment: dict[str, str]) -> sub
         outputs = [out.name, errors.name]
         process = context.Process(target=_become, args=(program, options, str(cwd), environment, outputs))
         process.start()
-        process.join(timeout=120)
+        process.join(timeout=TIMEOUT)
         if process.exitcode is None:
             process.kill()
-            raise subprocess.TimeoutExpired([program, *options], 120, out.read(), errors.read())
+            raise subprocess.TimeoutExpired([program, *options], TIMEOUT, out.read(), errors.read())
         return subprocess.CompletedProcess([program, *options], process.exitcode, out.read(), errors.read())
