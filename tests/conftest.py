@@ -5,14 +5,16 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-# Before JAX is imported anywhere. Four devices on one CPU, for the tests of parallel forms; and programs compiled in
-# half the time, which run a little slower. The commands that tests start in processes of their own have neither.
+import fast_compilation
+
+# Before JAX is imported anywhere. Four devices on one CPU, for the tests of parallel forms.
 os.environ["JAX_PLATFORMS"] = "cpu"
-_FLAGS = ("--xla_force_host_platform_device_count=4", "--xla_backend_optimization_level=0")
+_FLAGS = ("--xla_force_host_platform_device_count=4", *fast_compilation.FLAGS)
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS]).strip()
 _CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "inpaint_jax" / "xla"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+# Less than a command keeps: the tests of many processes compile the same small programs.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
@@ -34,6 +36,21 @@ def _random_leaf(random: np.random.Generator, path: tuple, leaf: jax.ShapeDtypeS
     else:
         value = np.full(leaf.shape, float(room == ".lr_scale"))
     return np.asarray(value, leaf.dtype)
+
+
+# The files that take longest, the longest first.
+LONG_FILES = ("train", "parallel", "system_configs", "demo", "normal_map_configs", "step", "experiment", "demo_page")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Lets files be given to processes in their order; pytest-xdist would give those with the most tests first."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the longest files first: at the end, no process waits for another that has just begun one of them."""
+    order = {f"test_{name}": place for place, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
 @pytest.fixture

@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import fast_compilation
+import forked_commands
 import jax
 import numpy as np
 import pytest
@@ -24,17 +26,23 @@ TINY = f"--config={ROOT / 'configs' / 'unet_cosine.py'}:tiny"
 SIZE = 32  # pixels, of the tiny config
 
 
-def command(name: str, cwd: Path, *options: str, flags: str = "") -> subprocess.CompletedProcess:
+def command(
+    name: str, cwd: Path, *options: str, flags: str = fast_compilation.ONE_DEVICE, forked: bool = True
+) -> subprocess.CompletedProcess:
     environment = {**os.environ, "XLA_FLAGS": flags}
-    program = [sys.executable, ROOT / "launch" / f"{name}.py", *options]
-    ran = subprocess.run(program, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
+    if forked:
+        ran = forked_commands.run(name, cwd, *options, environment=environment)
+    else:
+        program = [sys.executable, ROOT / "launch" / f"{name}.py", *options]
+        ran = subprocess.run(program, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
     assert "Traceback" not in ran.stderr
     return ran
 
 
-def refused(name: str, cwd: Path, *options: str, code: int = 1, flags: str = "") -> str:
+def refused(name: str, cwd: Path, *options: str, code: int = 1, **more) -> str:
     """Runs a command that must fail with one error message, the last thing it says, and returns the message."""
-    ran = command(name, cwd, *options, flags=flags)
+    # Wrong usage is answered before JAX is imported: there a start costs little.
+    ran = command(name, cwd, *options, forked=code != 2, **more)
     assert ran.returncode == code, ran.stderr
     assert not ran.stdout
     before, _, message = ran.stderr.partition("error: ")
@@ -367,7 +375,7 @@ def test_what_a_run_holds_already_counts_as_free(tmp_path):
 def test_a_second_trainer_is_refused_and_the_first_goes_on(tmp_path):
     options = (TINY, "--workdir=run", "--config.epochs=10000")
     program = [sys.executable, ROOT / "launch" / "main.py", *options]
-    environment = {**os.environ, "XLA_FLAGS": ""}
+    environment = {**os.environ, "XLA_FLAGS": fast_compilation.ONE_DEVICE}
     with subprocess.Popen(program, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL) as first:
         try:
             while first.poll() is None and not (tmp_path / "run" / ".lock").exists():

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fast_compilation
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -122,7 +123,7 @@ def test_command_measures_fid_of_every_method(model: Path, maps: Path, tmp_path:
     safetensors.numpy.save_file(state, tmp_path / "inception.safetensors")
     command = [sys.executable, ROOT / "launch" / "evaluate.py", "--model", model, "--images", maps]
     command += ["--out", tmp_path / "out", "--limit=6", "--inception", tmp_path / "inception.safetensors"]
-    environment = {**os.environ, "XLA_FLAGS": ""}
+    environment = {**os.environ, "XLA_FLAGS": fast_compilation.ONE_DEVICE}
     ran = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
     assert "FID of 6 pictures is too high" in ran.stderr
     found = results_of(tmp_path / "out")["inception"]

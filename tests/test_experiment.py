@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import fast_compilation
 import pytest
 from absl import flags
 from hypothesis import given
@@ -153,7 +154,7 @@ def test_results_count_only_for_the_config_that_is_asked_for(tmp_path: Path):
 
 def start(root: Path, *options: str) -> subprocess.Popen:
     command = [sys.executable, ROOT / "launch" / "experiment.py", "--config", TINY, "--root", root, *options]
-    environment = {**os.environ, "XLA_FLAGS": ""}  # one device, as on a user's CPU
+    environment = {**os.environ, "XLA_FLAGS": fast_compilation.ONE_DEVICE}  # one device, as on a user's CPU
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

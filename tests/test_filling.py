@@ -1,10 +1,9 @@
 """Filling picture files: channels and bits survive, folders go on after a bad file, what is read is not replaced."""
 
-import subprocess
-import sys
-from pathlib import Path
+import os
 
 import cv2
+import forked_commands
 import jax
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ from configs import unet_cosine, unet_photographs
 from inpaint_jax import filling, image_files, inference, weights
 from inpaint_jax.state import initial_variables
 
-COMMAND = Path(__file__).parents[1] / "launch" / "inpaint.py"
 HOLE = np.zeros((20, 30), bool)
 HOLE[5:12, 8:25] = True
 
@@ -217,8 +215,8 @@ def test_the_command_goes_on_after_bad_files(tmp_path):
         image_files.write_png(tmp_path / "masks" / name, HOLE * np.uint8(255))
     (tmp_path / "in" / "b.png").write_bytes(b"no picture")
     image_files.write_png(tmp_path / "in" / "e.png", noise(3))  # has no mask
-    options = ["--model", "model", "--image", "in", "--mask", "masks", "--out", "out"]
-    ran = subprocess.run([sys.executable, COMMAND, *options], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    options = ("--model=model", "--image=in", "--mask=masks", "--out=out")
+    ran = forked_commands.run("inpaint", tmp_path, *options, environment=dict(os.environ))
     assert ran.returncode == 1, ran.stderr
     assert sorted(p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.*")) == [
         "a.png", "c/d.png",

@@ -1,9 +1,11 @@
 """Filling pictures of any size: known pixels stay, holes do not depend on what lay under them."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import forked_commands
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -284,7 +286,8 @@ def test_command_refuses_a_mask_of_another_size(folder, tmp_path):
     image, mask = example(40, 50)
     Image.fromarray(image).save(tmp_path / "a.png")
     Image.fromarray(mask.T * 255).save(tmp_path / "m.png")
-    ran = fill(tmp_path, "--model", str(folder), "--image", "a.png", "--mask", "m.png", "--out", "o.png")
+    options = (f"--model={folder}", "--image=a.png", "--mask=m.png", "--out=o.png")
+    ran = forked_commands.run("inpaint", tmp_path, *options, environment=dict(os.environ))
     assert (ran.returncode, len(ran.stderr.splitlines())) == (1, 1), ran.stderr
     assert ran.stderr.startswith("error: the mask m.png has 40x50 pixels and the picture a.png 50x40")
     assert not (tmp_path / "o.png").exists()

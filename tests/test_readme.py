@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fast_compilation
 import pytest
 from safetensors.numpy import load_file
 
@@ -51,7 +52,7 @@ def test_a_run_uses_the_new_loss_the_new_mask_and_the_new_model(tmp_path):
     ]
     command += [*uses, "--config.max_steps=2", "--config.evaluation.test_limit=2"]
     # The copy comes first on the path, and the installed package after it.
-    environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(folder)}
+    environment = {**os.environ, "XLA_FLAGS": fast_compilation.ONE_DEVICE, "PYTHONPATH": str(folder)}
     ran = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0, ran.stderr
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
