@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,12 +19,13 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from inpaint_jax import integrity
+from inpaint_jax import full_disk, integrity
 from inpaint_jax.state import RegimeState, TrainState
 
 log = logging.getLogger("inpaint_jax")
 
-KEPT = 3
+LAST, BEST, KEPT = "last", "best", 3
+MARGIN = 1_000_000  # bytes of space beside the arrays of a checkpoint, for its other files
 _NAMES = ocp.step.standard_name_format(step_prefix="step")
 ASIDE = "set_aside"  # folder of checkpoints that are damaged, or newer than the state that a run goes on from
 
@@ -43,20 +44,21 @@ class Checkpoints:
 
     A checkpoint is restored exactly as it was saved, or not at all: hashes of every array lie beside it.
 
+    On a full disk the last good checkpoint stays, a warning is logged, and the next save tries again. Whatever is left
+    on the disk can be gone on from exactly: a state follows the best generator that it names, unless that is its own.
+
     Args:
         folder: `checkpoints/` of the run folder, made if missing.
     """
 
     def __init__(self, folder: Path):
-        self._aside = folder / ASIDE
-
-        def manager(name: str, keep: int) -> ocp.CheckpointManager:
-            options = ocp.CheckpointManagerOptions(
-                max_to_keep=keep, create=True, cleanup_tmp_directories=True, step_name_format=_NAMES
-            )
-            return ocp.CheckpointManager((folder / name).resolve(), options=options)
-
-        self._last, self._best = manager("last", KEPT), manager("best", 1)
+        self._folder, self._aside = folder, folder / ASIDE
+        full_disk.quiet_libraries()
+        self._last, self._best = _open(folder / LAST), _open(folder / BEST)
+        # The newest state that was to be saved: its step, and that of the best generator that it names.
+        self._wanted: tuple[int, int] | None = None
+        # The best generator and its step, until it is on the disk.
+        self._best_waiting: tuple[int, Any] | None = None
 
     def latest_step(self) -> int | None:
         """Returns the step of the newest whole state, None without one."""
@@ -66,24 +68,93 @@ class Checkpoints:
         """Returns the step of the kept best generator, None without one."""
         return self._best.latest_step()
 
-    def save(self, state: TrainState, run: dict[str, Any]) -> None:
-        """Saves an unreplicated state and the JSON beside it; writing goes on in the background.
+    def save(self, state: TrainState, run: dict[str, Any], rows_written: bool = True) -> None:
+        """Saves an unreplicated state and the JSON beside it, if there is space; writing goes on in the background.
 
         An earlier best is safe before: from a state of a later step it could not be saved again.
+
+        Args:
+            rows_written: the rows up to this step are on the disk; else the state, which stands for them, is not saved.
         """
         step = int(state.step)
+        self.wait()
+        if self.missing():
+            full_disk.remove_unfinished(self._folder / LAST)
+            full_disk.remove_unfinished(self._folder / BEST)
         if step in self._last.all_steps():
             return
-        self._best.wait_until_finished()
-        self._last.save(step, args=_sealed(step, state, run), force=True)
+        self._wanted = step, _best_step(run)
+        if not rows_written:
+            log.warning(
+                "the state of step %d is not saved: what was logged before it waits for space; %s",
+                step, self._outlook(),
+            )  # fmt: skip
+            return
+        if self._best_waiting and self._best_waiting[0] != _best_step(run):
+            self._best_waiting = None  # there is a better one
+        if self._best_waiting:
+            self._write_best()
+            self.wait()
+        if not self._best_waiting and self._has_room("state", step, state):
+            sealed = _sealed(step, _host_copy(state), run)
+            self._last = self._surviving(self._last, lambda: self._last.save(step, args=sealed, force=True))
 
     def save_best(self, step: int, variables: Any) -> None:
         """Saves the generator's variables as the best, after the state of the same step is safe.
 
-        In this order a kill between the two leaves the state, from which the best is saved again.
+        In this order a kill between the two leaves the state, from which the best is saved again. Where that state
+        could not be saved, the best waits in memory for the next.
         """
-        self._last.wait_until_finished()
-        self._best.save(step, args=_sealed(step, variables, {}), force=True)
+        self._best_waiting = step, _host_copy(variables)
+        self.wait()
+        if self._wanted is None or self._wanted[0] in self._last.all_steps():
+            self._write_best()
+
+    def _write_best(self) -> None:
+        """Begins to write the best generator that waits, if there is space."""
+        step, variables = self._best_waiting
+        if self._has_room("best generator", step, variables):
+            sealed = _sealed(step, variables, {})
+            self._best = self._surviving(self._best, lambda: self._best.save(step, args=sealed, force=True))
+
+    def _has_room(self, what: str, step: int, arrays: Any) -> bool:
+        """Returns whether the disk has space for the arrays; else says so."""
+        needed = round(1.1 * sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))) + MARGIN
+        if (free := full_disk.free(self._folder)) >= needed:
+            return True
+        log.warning(
+            "the disk of %s has %.1f MB free, and the %s of step %d needs %.1f MB: it is not saved; %s",
+            self._folder, free / 1e6, what, step, needed / 1e6, self._outlook(),
+        )  # fmt: skip
+        return False
+
+    def _outlook(self) -> str:
+        latest = self.latest_step()
+        last = "none has been saved yet" if latest is None else f"the last saved is the state of step {latest}"
+        return f"{last}, and the next save tries again"
+
+    def _surviving(self, manager: ocp.CheckpointManager, work: Callable[[], object]) -> ocp.CheckpointManager:
+        """Does work of a manager and returns it, or, with a warning, a new one if the disk became full."""
+        try:
+            work()
+        except Exception as error:
+            if not full_disk.is_full(error):
+                raise
+        else:
+            return manager
+        try:
+            # Raises once more: one that failed keeps errors for later calls, and is of no use any more.
+            manager.close()
+        except Exception as error:
+            if not full_disk.is_full(error):
+                raise
+        full_disk.wait_for_writers()
+        reopened = _open(Path(manager.directory))
+        log.warning(
+            "the disk of %s became full while a checkpoint was written: its files are removed; %s", manager.directory,
+            self._outlook(),
+        )  # fmt: skip
+        return reopened
 
     def restore(self, template: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """Returns the newest state that is as it was saved, and its JSON; newer ones that are not are set aside.
@@ -94,7 +165,9 @@ class Checkpoints:
         Raises:
             ValueError: the checkpoint does not fit the networks, or none is as it was saved.
         """
-        return self._newest_good(self._last, template, "state")[1:]
+        step, state, run = self._newest_good(self._last, template, "state")
+        self._wanted = step, _best_step(run)
+        return state, run
 
     def _newest_good(self, manager: ocp.CheckpointManager, template: Any, what: str) -> tuple[int, Any, dict[str, Any]]:
         steps = sorted(manager.all_steps(), reverse=True)
@@ -162,9 +235,23 @@ class Checkpoints:
         return self._newest_good(self._best, template, "best generator")[:2]
 
     def wait(self) -> None:
-        """Returns when everything is on the disk."""
-        self._last.wait_until_finished()
-        self._best.wait_until_finished()
+        """Returns when everything is on the disk that fits; see `missing`."""
+        self._last = self._surviving(self._last, self._last.wait_until_finished)
+        self._best = self._surviving(self._best, self._best.wait_until_finished)
+        bests = self._best.all_steps()
+        if self._best_waiting and self._best_waiting[0] in bests:
+            self._best_waiting = None
+        # An older best goes when the state that names a newer one is safe, and that best too.
+        if self._wanted and self._wanted[0] in self._last.all_steps() and self._wanted[1] in bests:
+            for step in bests:
+                if step < self._wanted[1]:
+                    self._best.delete(step)
+
+    def missing(self) -> str:
+        """Returns what `wait` left unsaved for want of space, such as "the state of step 8", or ""."""
+        if self._wanted and self._wanted[0] not in self._last.all_steps():
+            return f"the state of step {self._wanted[0]}"
+        return f"the best generator, of step {self._best_waiting[0]}," if self._best_waiting else ""
 
     def close(self) -> None:
         """Waits and closes both managers."""
@@ -173,12 +260,26 @@ class Checkpoints:
         self._best.close()
 
 
+def _open(folder: Path) -> ocp.CheckpointManager:
+    """Returns a manager of the checkpoints below a folder, which is made."""
+    full_disk.remove_unfinished(folder)
+    # Best generators are deleted by `Checkpoints.wait`.
+    keep = KEPT if folder.name == LAST else None
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, step_name_format=_NAMES)
+    return ocp.CheckpointManager(folder.resolve(), options=options)
+
+
+def _best_step(run: dict[str, Any]) -> int:
+    """Returns the step of the best generator that the JSON beside a state names, 0 for none."""
+    return run.get("regime", {}).get("best_step", 0)
+
+
 def _sealed(step: int, arrays: Any, record: dict[str, Any]) -> ocp.args.Composite:
-    copy = _host_copy(arrays)
+    """Returns what is saved of arrays on the host, which must not change any more."""
     return ocp.args.Composite(
-        state=ocp.args.StandardSave(copy),
+        state=ocp.args.StandardSave(arrays),
         run=ocp.args.JsonSave(record),
-        hashes=ocp.args.JsonSave(integrity.seal(step, copy, record)),
+        hashes=ocp.args.JsonSave(integrity.seal(step, arrays, record)),
     )
 
 

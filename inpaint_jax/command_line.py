@@ -3,7 +3,6 @@
 Nothing here imports JAX, so that `--help` and wrong usage answer at once.
 """
 
-import errno
 import functools
 import logging
 import os
@@ -14,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import ml_collections
 from absl import flags
+
+from inpaint_jax import full_disk
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -94,9 +95,27 @@ def _show_log_lines() -> None:
     log.propagate = False
 
 
+class _LogFile(logging.Handler):
+    """Appends log lines to a file; on a full disk they wait, as the rows of a run do."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self._file = full_disk.Appender(path)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._file.append((self.format(record) + "\n").encode(errors="backslashreplace"))
+        except (OSError, ValueError):
+            self.handleError(record)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
 def log_to_file(path: Path) -> None:
     """Sends log lines, and tracebacks of errors, to a file as well."""
-    handler = logging.FileHandler(path)
+    handler = _LogFile(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
 
@@ -130,7 +149,7 @@ def message(error: BaseException) -> str:
     if isinstance(error, KeyError) and error.args:
         field, _, suggestion = str(error.args[0]).partition("\n")
         return f"the config has no field {field}: {suggestion or 'all fields stand in configs/common.py'}"
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+    if isinstance(error, OSError) and full_disk.is_full(error):
         return f"the disk is full ({error}): free some space, and run the same command again"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{os.fsdecode(error.filename)!r} cannot be read or written ({error.strerror}): mend it, or give another"

@@ -142,9 +142,12 @@ def save_masks(path: str | os.PathLike, masks: EvaluationMasks) -> None:
     path, size = Path(path), np.asarray([masks.height, masks.width], np.int32)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        np.savez(file, id=np.asarray(masks.id), shapes=masks.shapes, packed=masks.packed, size=size)
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            np.savez(file, id=np.asarray(masks.id), shapes=masks.shapes, packed=masks.packed, size=size)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def load_masks(path: str | os.PathLike) -> EvaluationMasks:

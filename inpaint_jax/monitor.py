@@ -1,20 +1,23 @@
 """What a person sees of a run: progress bar, TensorBoard, Weights & Biases, sample grids, log lines."""
 
 import logging
+import socket
+import struct
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import ml_collections
 import numpy as np
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.record_writer import masked_crc32c
 
-from inpaint_jax import command_line, image_files, run_folder
+from inpaint_jax import command_line, full_disk, image_files, run_folder
 from inpaint_jax.wandb_writer import WandbWriter
 
 log = logging.getLogger("inpaint_jax")
@@ -35,23 +38,36 @@ class EventFile:
     def __init__(self, folder: Path, first_step: int):
         folder.mkdir(parents=True, exist_ok=True)
         # Files are named by the second they were begun in; the suffix keeps two of one second apart.
-        self._writer = EventsWriter(str(folder / "events"), f".{first_step:09d}")
+        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{first_step:09d}"
+        self._file = full_disk.Appender(folder / name, anew=True)
+        self._file.append(_event_record(file_version="brain.Event:2"))
         # Texts and pictures of the beginning have step 0.
-        begin = Event(step=first_step + 1 if first_step else 0, session_log=SessionLog(status=SessionLog.START))
-        begin.wall_time = time.time()
-        self._writer.write_event(begin)
+        begin = {"step": first_step + 1 if first_step else 0, "session_log": SessionLog(status=SessionLog.START)}
+        self._file.append(_event_record(**begin))
 
-    def write(self, step: int, content: Summary) -> None:
-        """Appends one event."""
-        self._writer.write_event(Event(step=step, wall_time=time.time(), summary=content))
+    def write(self, step: int, *contents: Summary, waits: bool = True) -> None:
+        """Appends an event of each content; where the disk is full they wait for space, or are left out."""
+        self._file.append(b"".join(_event_record(step=step, summary=content) for content in contents), waits)
 
-    def flush(self) -> None:
-        """Returns when the file holds everything that was written."""
-        self._writer.flush()
+    @property
+    def waiting(self) -> int:
+        """How many writes wait for space."""
+        return self._file.waiting
+
+    def flush(self) -> bool:
+        """Returns whether the disk holds everything that was written."""
+        return self._file.commit()
 
     def close(self) -> None:
         """Flushes and closes the file."""
-        self._writer.close()
+        self._file.close()
+
+
+def _event_record(**fields: Any) -> bytes:
+    """Returns an event in the frame of a TFRecord: its length and its bytes, each with a checksum."""
+    event = Event(wall_time=time.time(), **fields).SerializeToString()
+    length = struct.pack("<Q", len(event))
+    return b"".join((length, struct.pack("<I", masked_crc32c(length)), event, struct.pack("<I", masked_crc32c(event))))
 
 
 class Monitor:
@@ -93,8 +109,7 @@ class Monitor:
     def scalars(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Writes scalars under `<split>/<name>`."""
         named = {f"{split}/{name}": value for name, value in values.items()}
-        for name, value in named.items():
-            self._events.write(step, summary.scalar(name, value))
+        self._events.write(step, *(summary.scalar(name, value) for name, value in named.items()))
         if self._wandb:
             self._wandb.scalars(step, named)
 
@@ -104,7 +119,8 @@ class Monitor:
 
     def picture(self, step: int, name: str, picture: np.ndarray) -> None:
         """Writes a picture, uint8 (H, W, 3)."""
-        self._events.write(step, summary.image(name, picture, dataformats="HWC"))
+        # A picture is large, and does not wait for space: memory could become short in its turn.
+        self._events.write(step, summary.image(name, picture, dataformats="HWC"), waits=False)
         if self._wandb:
             self._wandb.picture(step, name, picture)
 
@@ -116,8 +132,8 @@ class Monitor:
         """
         grid = image_files.picture_grid([[row[c] for c in SAMPLE_COLUMNS] for row in rows], SAMPLE_COLUMNS)
         path = self._workdir / run_folder.SAMPLES / f"step_{step:08d}.png"
-        path.parent.mkdir(exist_ok=True)
-        image_files.write_png(path, grid)
+        with full_disk.skipping(path):
+            image_files.write_png(path, grid)
         self.picture(step, "samples", grid)
 
     def epoch_line(self, step: int, epoch: float, epochs: int, values: Mapping[str, float], health: str) -> None:
@@ -130,9 +146,14 @@ class Monitor:
         if health:
             log.info("  %s", health)
 
-    def flush(self) -> None:
-        """Returns when TensorBoard's files hold everything: a kill later must not lose what a checkpoint covers."""
-        self._events.flush()
+    @property
+    def waiting(self) -> int:
+        """How many writes to TensorBoard's files wait for space."""
+        return self._events.waiting
+
+    def flush(self) -> bool:
+        """Returns whether TensorBoard's files hold everything: a kill later must not lose what a checkpoint covers."""
+        return self._events.flush()
 
     def close(self) -> None:
         """Stops the bar and flushes TensorBoard."""

@@ -31,6 +31,7 @@ class Records:
         self._recent = collections.deque((row for row in written if row["split"] == "train"), health.WINDOW)
         # The verdict that was warned of, and the rows without one since.
         self._told, self._quiet = health.diagnose(self._recent), 0
+        self._waits = False  # something waits for space
         # Where the divergence guard was looked at last.
         self._watched = self._recent[-1] if self._recent else {}
         # Last: what was wrong before has no progress bar to stop.
@@ -107,16 +108,28 @@ class Records:
         self._timing.write([{**row, "images_per_s": images / seconds}])
         self.monitor.progress(step, self._run.epochs_done(step), config.epochs, images / seconds)
         self._mark, self._mark_step, self.wait = time.perf_counter(), step, 0.0
+        self._watch_disk(step)
 
-    def commit(self) -> None:
-        """Returns when all rows are on the disk, and what TensorBoard shows in its files."""
-        self._rows.commit()
-        self._timing.commit()
-        self.monitor.flush()
+    def _watch_disk(self, step: int) -> None:
+        """Warns when what is written begins to wait for space, and tells when it is in its files."""
+        waits = bool(self._rows.waiting or self._timing.waiting or self.monitor.waiting)
+        if waits and not self._waits:
+            log.warning(
+                "step %d: the disk of %s is full: rows and curves wait in memory until there is space",
+                step, self._run.workdir,
+            )  # fmt: skip
+        elif self._waits and not waits:
+            log.info("step %d: there is space again, and what waited is written", step)
+        self._waits = waits
+
+    def commit(self) -> bool:
+        """Returns whether all rows are on the disk, and what TensorBoard shows in its files."""
+        # Each of them, whatever another one says.
+        return all([self._rows.commit(), self._timing.commit(), self.monitor.flush()])
 
     def close(self) -> None:
         """Commits and closes everything."""
         with contextlib.ExitStack() as stack:
-            # All of them, even if the disk is full for one.
+            # All of them, even if the disk fails for one.
             for closable in (self.monitor, self._timing, self._rows):
                 stack.callback(closable.close)

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from inpaint_jax import full_disk
+
 CONFIG, METRICS, TIMING, LOG = "config.json", "metrics.jsonl", "timing.jsonl", "log.txt"
 CHECKPOINTS, SAMPLES, TENSORBOARD, TEST, GENERATOR = "checkpoints", "samples", "tensorboard", "test", "generator"
 DATA, MASKS = "data", "masks"
@@ -155,15 +157,23 @@ def remove_run(workdir: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a file under a temporary name and renames it: a reader sees the old text or the new one."""
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file under a temporary name and renames it: a reader sees the old content or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file as `write_bytes` does."""
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -229,25 +239,28 @@ def _ends_with_a_line(path: Path) -> bool:
 
 
 class RowFile:
-    """Appends rows to a `.jsonl` file; `commit` makes sure that they are on the disk."""
+    """Appends rows to a `.jsonl` file; on a full disk they wait in memory, in their order, until there is space."""
 
     def __init__(self, path: Path):
         # A kill can leave half a line, to which the next row would be glued.
         if path.exists() and not _ends_with_a_line(path):
             write_text(path, "".join(json.dumps(row) + "\n" for row in read_rows(path)))
-        self._file = path.open("a")
+        self._file = full_disk.Appender(path)
+
+    @property
+    def waiting(self) -> int:
+        """The rows that wait for space."""
+        return self._file.waiting
 
     def write(self, rows: Iterable[dict]) -> None:
         """Appends rows, each on its own line, for others to read at once."""
-        self._file.writelines(json.dumps(row) + "\n" for row in rows)
-        self._file.flush()
+        for row in rows:
+            self._file.append((json.dumps(row) + "\n").encode())
 
-    def commit(self) -> None:
-        """Flushes to the disk; a checkpoint may rely on the rows after this."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+    def commit(self) -> bool:
+        """Flushes to the disk and returns whether all rows are there: a checkpoint may rely on them then."""
+        return self._file.commit()
 
-    def close(self) -> None:
-        """Commits and closes."""
-        self.commit()
-        self._file.close()
+    def close(self) -> bool:
+        """Commits and closes; returns whether all rows are there. Those that still wait are lost."""
+        return self._file.close()

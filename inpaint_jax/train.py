@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from inpaint_jax import checkpoint, command_line, evaluate, guard, regimes, report, run_folder, weights
+from inpaint_jax import checkpoint, command_line, evaluate, full_disk, guard, regimes, report, run_folder, weights
 from inpaint_jax import config as config_module
 from inpaint_jax.data import pipeline
 from inpaint_jax.records import Records
@@ -35,10 +35,11 @@ def next_batch(batches: Iterator[dict], records: Records) -> dict:
 
 
 def fit(run: Run, checkpoints: checkpoint.Checkpoints, preemption: checkpoint.Preemption, allow_changes: bool) -> bool:
-    """Trains to the end of the run; returns False if preempted, the state saved.
+    """Trains to the end of the run; returns False if preempted, with a state to go on from.
 
     Raises:
         FloatingPointError: the divergence guard ends the run.
+        ValueError: the disk is full and what the run has come to is not saved.
     """
     config, parallel = run.config, run.parallel
     state, regime = begin(run, checkpoints, allow_changes)
@@ -91,12 +92,40 @@ def fit(run: Run, checkpoints: checkpoint.Checkpoints, preemption: checkpoint.Pr
             if regimes.STOP in actions:
                 log.info("early stopping at step %d: no better value for %d epochs", step, regime.waited_epochs)
             if preempted and step < run.total_steps:
-                log.warning("%s: state of step %d saved; run the same command again", preempted, step)
+                say_where_to_go_on(checkpoints, step, preempted)
                 return False
     finally:
         records.close()
         checkpoints.wait()
+    if missing := checkpoints.missing():
+        raise ValueError(
+            f"the disk is full: the training has ended at step {step}, and {missing} could not be saved: make space, "
+            f"and run the same command again, which goes on {start_of_next(checkpoints)}"
+        )
     return True
+
+
+def say_where_to_go_on(checkpoints: checkpoint.Checkpoints, step: int, preempted: str) -> None:
+    """Logs the state that the same command goes on from after a signal.
+
+    Raises:
+        ValueError: the disk is full, and there is none.
+    """
+    checkpoints.wait()
+    saved = checkpoints.latest_step()
+    if saved == step:
+        log.warning("%s: state of step %d saved; run the same command again", preempted, step)
+        return
+    words = f"{preempted}: the disk is full and the state of step {step} could not be saved: make space"
+    if saved is None:
+        raise ValueError(f"{words}, and run the same command again, which starts {start_of_next(checkpoints)}")
+    log.warning("%s, and run the same command again, which goes on %s", words, start_of_next(checkpoints))
+
+
+def start_of_next(checkpoints: checkpoint.Checkpoints) -> str:
+    """Returns where the same command goes on, such as "from step 8"."""
+    saved = checkpoints.latest_step()
+    return "from the beginning" if saved is None else f"from step {saved}"
 
 
 def compiled_step(run: Run, regime: RegimeState) -> Callable:
@@ -114,9 +143,11 @@ def save(
     actions: tuple[str, ...],
 ) -> None:
     """Commits the rows up to the state's step, then saves the state, and the generator if it is the best."""
-    records.commit()
+    # First, because what a save that failed has left goes then, and makes space for rows.
+    checkpoints.wait()
+    written = records.commit()
     host_state = jax.device_get(run.parallel.unreplicate(state))
-    checkpoints.save(host_state, checkpoint.run_record(regime, run.fingerprints, run.config.epochs))
+    checkpoints.save(host_state, checkpoint.run_record(regime, run.fingerprints, run.config.epochs), written)
     if regimes.SAVE_BEST in actions:
         checkpoints.save_best(int(host_state.step), generator_variables(host_state))
 
@@ -199,7 +230,15 @@ def run_training(
             if preemption.requested:
                 log.warning("%s: trained to the end; run the same command again for the test", preemption.requested)
                 return PREEMPTED
-            finish(run, checkpoints)
+            try:
+                finish(run, checkpoints)
+            except OSError as error:
+                if not full_disk.is_full(error):
+                    raise
+                raise ValueError(
+                    f"the disk is full ({error}): the training is saved, and the results of the test could not be "
+                    "written: make space, and run the same command again, which goes on with the test"
+                ) from error
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -264,5 +303,6 @@ def finish(run: Run, checkpoints: checkpoint.Checkpoints) -> None:
     evaluate.write_results(run.workdir, results)
     evaluate.log_results(results)
     log.info("pictures and figures are in %s", run.workdir / run_folder.TEST)
-    log.info("the report is %s", run.workdir / run_folder.REPORT)
-    report.write_report(run.workdir)
+    with full_disk.skipping(run.workdir / run_folder.REPORT):
+        report.write_report(run.workdir)
+        log.info("the report is %s", run.workdir / run_folder.REPORT)

@@ -39,11 +39,9 @@ def save_generator(folder: Path, variables: dict, config: ml_collections.ConfigD
     Raises:
         ValueError: a value that float16 does not hold.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{WEIGHTS}.tmp"
     # One entry alone: the library writes several in an order that changes from run to run.
-    safetensors.numpy.save_file(flat_arrays(variables, half), temporary, metadata={"format": "flax, kernels HWIO"})
-    temporary.replace(folder / WEIGHTS)
+    content = safetensors.numpy.save(flat_arrays(variables, half), metadata={"format": "flax, kernels HWIO"})
+    run_folder.write_bytes(folder / WEIGHTS, content)
     run_folder.write_json(folder / CONFIG, description(config))
     return (folder / WEIGHTS).stat().st_size / 1e6
 

@@ -6,7 +6,7 @@
 Any field of the config can be set: --config.optimizer.learning_rate=3e-4. The same command again goes on, or tests
 a finished run; --restart starts over.
 
-Exit codes: 0 finished; 75 preempted with the state saved, run the same command again; 1 an error with a message;
+Exit codes: 0 finished; 75 preempted, run the same command again to go on; 1 an error with a message;
 2 wrong usage.
 """
 

@@ -1,8 +1,11 @@
 """Shared set-up: CPU with four fake devices, and compiled programs kept between runs of the suite."""
 
+import contextlib
 import json
 import os
-from collections.abc import Callable
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import fast_compilation
@@ -110,6 +113,27 @@ def make_batch():
         return {"image": image, "slot": np.arange(step * examples, (step + 1) * examples, dtype=np.int32)}
 
     return make
+
+
+@contextlib.contextmanager
+def _mounted(folder: Path, options: str) -> Iterator[None]:
+    """Mounts a file system in memory, or skips the test: it takes Linux and its administrator."""
+    folder.mkdir()
+    if shutil.which("mount") is None:
+        pytest.skip("there is no mount command")
+    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder]
+    if (ran := subprocess.run(mount, capture_output=True, text=True)).returncode:
+        pytest.skip(f"mounting is not permitted: {ran.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+@pytest.fixture(scope="session")
+def mounted():
+    """A function (folder, options) -> context in which a file system in memory is mounted there."""
+    return _mounted
 
 
 class CrashError(BaseException):

@@ -1,13 +1,11 @@
 """What a user gets wrong, end to end through the commands: one clear message, exit 1 or 2, and nothing left behind."""
 
-import contextlib
 import os
 import re
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import fast_compilation
@@ -315,21 +313,6 @@ def test_a_batch_that_the_devices_cannot_share_is_refused(tmp_path):
 # The run folder.
 
 
-@contextlib.contextmanager
-def mounted(folder: Path, options: str) -> Iterator[None]:
-    """Mounts a file system in memory, or skips the test: it takes Linux and its administrator."""
-    folder.mkdir()
-    if shutil.which("mount") is None:
-        pytest.skip("there is no mount command")
-    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder]
-    if (ran := subprocess.run(mount, capture_output=True, text=True)).returncode:
-        pytest.skip(f"mounting is not permitted: {ran.stderr.strip()}")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", folder], check=True)
-
-
 @pytest.mark.parametrize("workdir", ["file", "file/run", "run" * 100])
 def test_a_run_folder_that_cannot_be_made_is_refused(tmp_path, workdir):
     (tmp_path / "file").touch()
@@ -338,7 +321,7 @@ def test_a_run_folder_that_cannot_be_made_is_refused(tmp_path, workdir):
     assert message.endswith("): choose another --workdir")
 
 
-def test_a_read_only_run_folder_is_refused(tmp_path):
+def test_a_read_only_run_folder_is_refused(tmp_path, mounted):
     with mounted(tmp_path / "disk", "size=1m,ro"):
         message = refused("main", tmp_path, TINY, "--workdir=disk/run")
         assert (
@@ -346,7 +329,7 @@ def test_a_read_only_run_folder_is_refused(tmp_path):
         )
 
 
-def test_a_full_disk_is_noticed_before_anything_is_written(tmp_path):
+def test_a_full_disk_is_noticed_before_anything_is_written(tmp_path, mounted):
     with mounted(tmp_path / "disk", "size=1m"):
         message = refused("main", tmp_path, TINY, "--workdir=disk/runs/a")
         numbers = re.fullmatch(
@@ -360,7 +343,7 @@ def test_a_full_disk_is_noticed_before_anything_is_written(tmp_path):
         assert not list((tmp_path / "disk").iterdir())
 
 
-def test_what_a_run_holds_already_counts_as_free(tmp_path):
+def test_what_a_run_holds_already_counts_as_free(tmp_path, mounted):
     free = shutil.disk_usage(tmp_path).free
     run_folder.check_space(tmp_path, free // 2)
     with pytest.raises(ValueError, match="MB free, and the run needs"):
