@@ -18,8 +18,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     """Returns the config; arg: "" full, "quick" minutes on a CPU, "tiny" seconds."""
     c = unet_cosine.get_config()
     c.image_size = 128
-    c.batch_size = 16
-    c.epochs = 8
+    c.batch_size = 8
+    c.epochs = 3
     c.data.embedded_counts = (16_000, 256, 640)
     c.mask.name = "mixture"
     c.generator.width = 19

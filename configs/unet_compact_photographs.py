@@ -17,7 +17,7 @@ from configs import common, unet_compact
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     """Returns the config; arg: "" full, "quick" minutes on a CPU, "tiny" seconds."""
     c = unet_compact.get_config()
-    c.epochs = 120
+    c.epochs = 50
     c.eval_every_epochs = 5
     c.sample_every_epochs = 20
     c.data.source = "tfds"

@@ -21,7 +21,9 @@ from inpaint_jax import command_line
 _SOURCE = flags.DEFINE_string("source", None, "folder of photographs, at any depth")
 _OUT = flags.DEFINE_string("out", None, "folder for data sets; this one becomes <out>/<name>")
 _NAME = flags.DEFINE_string("name", None, "name of the data set: small letters, digits and underscores")
-_RECIPE = flags.DEFINE_string("recipe", None, "rebuild a published data set: normal_maps or landscapes, or a JSON file")
+_RECIPE = flags.DEFINE_string(
+    "recipe", None, "published data set: normal_maps, landscapes, landscapes_public_domain; or a JSON file"
+)
 _PACKAGES = flags.DEFINE_string("packages", None, "recipe: folder of its Debian packages; default <out>/packages")
 _CHECK = flags.DEFINE_bool("check", False, "only read every file and list what cannot be used; writes nothing")
 # Fields of CropSettings.

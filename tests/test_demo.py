@@ -220,9 +220,3 @@ def test_help_answers_without_importing_gradio_or_jax(tmp_path):
     imported = set(re.findall(r"\|\s*(\S+)$", ran.stderr, re.MULTILINE))
     assert "absl.flags" in imported
     assert not imported & {"jax", "gradio", "numpy"}
-
-
-def test_the_command_asks_for_a_model(tmp_path):
-    with command(tmp_path) as ran:
-        said, errors = ran.communicate(timeout=300)
-    assert (ran.returncode, said, errors) == (2, "", "error: --model is required; --help shows how\n")
