@@ -123,7 +123,7 @@ def test_a_tileable_texture_is_filled_alike_wherever_its_edges_lie(inpainter):
     image, _ = example(128, 192)
     mask = np.zeros((128, 192), np.uint8)
     mask[110:], mask[:9], mask[60:70, 170:], mask[60:70, :9] = 1, 1, 1, 1
-    mask[:, 80:120] = 1  # wider than half a tile, so that coarser scales take part
+    mask[:, 80:120] = 1  # wider than a quarter of a tile, so that coarser scales take part
     filled = inpainter(image, mask, wrap=True)
     rolled = inpainter(np.roll(image, (64, 128), (0, 1)), np.roll(mask, (64, 128), (0, 1)), wrap=True)
     difference = np.abs(rolled.astype(int) - np.roll(filled, (64, 128), (0, 1)))

@@ -42,6 +42,40 @@ class DoubleConv(nn.Module):
         return nn.relu(_conv(self.features, self.dtype, "conv2")(x))
 
 
+class DrawDoubled(nn.Module):
+    """3x3 convolution of a map at twice its size beside another: (B, H, W, C), (B, 2H, 2W, D) to (B, 2H, 2W, features).
+
+    It equals a convolution of both, the first doubled by `double_bilinear`, with the same parameters. Each pixel is
+    multiplied with all nine places of the kernel first, which commutes with the doubling: of few features, nine times
+    as many are less to double, and to write side by side, than the C channels.
+
+    Attributes:
+        features: output channels.
+        dtype: compute and output type.
+    """
+
+    features: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, small: jax.Array, beside: jax.Array) -> jax.Array:
+        channels = small.shape[-1]
+        kernel = self.param("kernel", _LAST, (3, 3, channels + beside.shape[-1], self.features), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        from_small, from_beside = jnp.split(kernel.astype(self.dtype), [channels], axis=2)
+
+        def at_nine_places(x: jax.Array, part: jax.Array) -> jax.Array:
+            return jnp.einsum("bhwc,yxcf->bhwyxf", x, part).reshape(*x.shape[:3], 9 * self.features)
+
+        products = double_bilinear(at_nine_places(small, from_small), corners_aligned=False)
+        products += at_nine_places(beside, from_beside)
+        height, width = beside.shape[1:3]
+        padded = jnp.pad(products, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        places = jnp.split(padded, 9, axis=-1)
+        shifted = (places[3 * y + x][:, y : y + height, x : x + width] for y in range(3) for x in range(3))
+        return sum(shifted) + bias.astype(self.dtype)
+
+
 class PoolingUNet(nn.Module):
     """Maps (B, H, W, C) to float32 (B, H, W, 3) in (-1, 1); height and width are multiples of 8.
 
@@ -82,8 +116,7 @@ class PoolingUNet(nn.Module):
         for level, factor in ((3, 2), (2, 1)):
             x = jnp.concatenate([double_bilinear(x, corners_aligned=False), skips.pop()], axis=-1)
             x = DoubleConv(self.width * factor, self.dtype, name=f"dec{level}")(x)
-        x = jnp.concatenate([double_bilinear(x, corners_aligned=False), skips.pop()], axis=-1)
-        return jnp.tanh(_conv(3, self.dtype, "dec1", _LAST)(x).astype(jnp.float32))
+        return jnp.tanh(DrawDoubled(3, self.dtype, name="dec1")(x, skips.pop()).astype(jnp.float32))
 
 
 class EncoderDecoder(nn.Module):

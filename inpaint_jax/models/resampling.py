@@ -26,8 +26,20 @@ def doubling_matrix(size: int, corners_aligned: bool) -> np.ndarray:
 
 def double_bilinear(x: jax.Array, corners_aligned: bool) -> jax.Array:
     """Doubles height and width of (B, H, W, C) by bilinear interpolation, in x's dtype; see `doubling_matrix`."""
+    if not corners_aligned:
+        return _double_line(_double_line(x, 2), 1)
     rows, columns = (jnp.asarray(doubling_matrix(n, corners_aligned), x.dtype) for n in x.shape[1:3])
     return jnp.einsum("bhxc,yh->byxc", jnp.einsum("bhwc,xw->bhxc", x, columns), rows)
+
+
+def _double_line(x: jax.Array, axis: int) -> jax.Array:
+    """Doubles one axis as `doubling_matrix` without aligned corners: its weights are 3/4 and 1/4 everywhere."""
+    first, last = (jax.lax.slice_in_dim(x, *ends, axis=axis) for ends in ((0, 1), (-1, None)))
+    before = jnp.concatenate([first, jax.lax.slice_in_dim(x, 0, -1, axis=axis)], axis)
+    after = jnp.concatenate([jax.lax.slice_in_dim(x, 1, None, axis=axis), last], axis)
+    # A multiplication with the matrix costs a tenth of a whole U-Net's time on CPU.
+    pairs = jnp.stack([0.75 * x + 0.25 * before, 0.75 * x + 0.25 * after], axis + 1)
+    return pairs.reshape(*x.shape[:axis], 2 * x.shape[axis], *x.shape[axis + 1 :])
 
 
 def halve_by_maximum(x: jax.Array) -> jax.Array:
