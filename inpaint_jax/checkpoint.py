@@ -1,7 +1,7 @@
 """Checkpoints that survive a kill at any moment, with Orbax.
 
-`last` holds the newest three whole states and decides where a run goes on; `best` holds the generator that validated
-best. They are two managers, because one with `best_fn` deletes the newest steps when scores fall.
+`last` holds the newest whole states and decides where a run goes on; `best` holds the generator that validated best.
+They are two managers, because one with `best_fn` deletes the newest steps when scores fall.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from inpaint_jax.state import RegimeState, TrainState
 
 log = logging.getLogger("inpaint_jax")
 
-KEPT = 3
+LAST, BEST = "last", "best"
 _NAMES = ocp.step.standard_name_format(step_prefix="step")
 ASIDE = "set_aside"  # folder of checkpoints that are damaged, or newer than the state that a run goes on from
 
@@ -45,9 +45,10 @@ class Checkpoints:
 
     Args:
         folder: `checkpoints/` of the run folder, made if missing.
+        keep: so many of the newest states are kept.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, keep: int = 3):
         self._aside = folder / ASIDE
 
         def manager(name: str, keep: int) -> ocp.CheckpointManager:
@@ -56,7 +57,7 @@ class Checkpoints:
             )
             return ocp.CheckpointManager((folder / name).resolve(), options=options)
 
-        self._last, self._best = manager("last", KEPT), manager("best", 1)
+        self._last, self._best = manager(LAST, keep), manager(BEST, 1)
 
     def latest_step(self) -> int | None:
         """Returns the step of the newest whole state, None without one."""
@@ -173,6 +174,48 @@ class Checkpoints:
         self._best.close()
 
 
+@contextlib.contextmanager
+def _reading(folder: Path) -> Iterator[ocp.CheckpointManager]:
+    """Opens the states below `checkpoints/` without writing, removing or renaming: a run may be training there."""
+    options = ocp.CheckpointManagerOptions(
+        read_only=True, create=False, cleanup_tmp_directories=False, step_name_format=_NAMES
+    )
+    with ocp.CheckpointManager((folder / LAST).resolve(), options=options) as manager:
+        yield manager
+
+
+def kept_steps(folder: Path) -> list[int]:
+    """Returns the steps of the states that are kept below `checkpoints/`, ascending."""
+    return sorted(found.step for found in _NAMES.find_all((folder / LAST).resolve()))
+
+
+def read_state(folder: Path, step: int, template: TrainState) -> tuple[TrainState, dict[str, Any]]:
+    """Returns a kept state and the JSON beside it, and leaves everything as it is.
+
+    Raises:
+        integrity.DamagedError: it is not as it was saved, or it went away while it was read.
+        ValueError: it does not fit the networks.
+    """
+    with contextlib.ExitStack() as stack:
+        with _damage():
+            manager = stack.enter_context(_reading(folder))
+        return _read(manager, step, template)
+
+
+def read_record(folder: Path, step: int) -> tuple[dict[str, Any], str]:
+    """Returns the JSON beside a kept state, and `integrity.tree_hash` of the state, which is not read itself.
+
+    Raises:
+        integrity.DamagedError: they are not as they were saved, or they went away.
+    """
+    with _damage(), _reading(folder) as manager:
+        items = ocp.args.Composite(hashes=ocp.args.JsonRestore(), run=ocp.args.JsonRestore())
+        found = manager.restore(step, args=items)
+        integrity.check_seal(step, found["hashes"])
+        integrity.check_record(found["hashes"], found["run"])
+        return found["run"], integrity.sealed_hash(found["hashes"])
+
+
 def _sealed(step: int, arrays: Any, record: dict[str, Any]) -> ocp.args.Composite:
     copy = _host_copy(arrays)
     return ocp.args.Composite(
@@ -245,13 +288,25 @@ def _damage() -> Iterator[None]:
         raise integrity.DamagedError(f"it cannot be read: {first[:200]}") from error
 
 
-def run_record(regime: RegimeState, fingerprints: dict[str, str], epochs: int) -> dict[str, Any]:
-    """Returns the JSON that a checkpoint holds beside the arrays: regime, what data and masks were, epochs wanted."""
-    return {"regime": regime.to_json(), "fingerprints": fingerprints, "epochs": epochs}
+def run_record(
+    regime: RegimeState, fingerprints: dict[str, str], epochs: int, config: dict[str, Any]
+) -> dict[str, Any]:
+    """Returns the JSON that a checkpoint holds beside the arrays: regime, what data and masks were, epochs wanted.
+
+    Args:
+        config: the whole config, plain values: of what the last steps up to the state were trained with.
+    """
+    return {"regime": regime.to_json(), "fingerprints": fingerprints, "epochs": epochs, "config": config}
 
 
-def check_fingerprints(earlier: dict[str, str], now: dict[str, str], allow_changes: bool) -> None:
-    """Raises ValueError, or warns, if data or evaluation masks are not those that the run began with."""
+def check_fingerprints(
+    earlier: dict[str, str], now: dict[str, str], allow_changes: bool, mend: str = "restore them, use --restart"
+) -> None:
+    """Raises ValueError, or warns, if data or evaluation masks are not those that the run began with.
+
+    Args:
+        mend: what to do about it, beside --allow_config_changes.
+    """
     changed = [name for name in now if earlier.get(name) != now[name]]
     if not changed:
         return
@@ -260,7 +315,7 @@ def check_fingerprints(earlier: dict[str, str], now: dict[str, str], allow_chang
         f"({json.dumps({n: [earlier.get(n), now[n]] for n in changed})})"
     )
     if not allow_changes:
-        raise ValueError(f"{message}: restore them, use --restart, or --allow_config_changes to go on all the same")
+        raise ValueError(f"{message}: {mend}, or --allow_config_changes to go on all the same")
     log.warning(message)
 
 
