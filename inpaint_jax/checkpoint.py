@@ -177,11 +177,25 @@ class Checkpoints:
 @contextlib.contextmanager
 def _reading(folder: Path) -> Iterator[ocp.CheckpointManager]:
     """Opens the states below `checkpoints/` without writing, removing or renaming: a run may be training there."""
-    options = ocp.CheckpointManagerOptions(
-        read_only=True, create=False, cleanup_tmp_directories=False, step_name_format=_NAMES
-    )
-    with ocp.CheckpointManager((folder / LAST).resolve(), options=options) as manager:
+    with _without_warnings():
+        options = ocp.CheckpointManagerOptions(
+            read_only=True, create=False, cleanup_tmp_directories=False, step_name_format=_NAMES
+        )
+        manager = ocp.CheckpointManager((folder / LAST).resolve(), options=options)
+    with manager:
         yield manager
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Keeps Orbax from warning that what is opened for reading will not be written."""
+    orbax = logging.getLogger("absl")
+    level = orbax.level
+    orbax.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        orbax.setLevel(level)
 
 
 def kept_steps(folder: Path) -> list[int]:

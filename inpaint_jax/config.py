@@ -235,7 +235,8 @@ def _resume_view(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 def hashes(config: ml_collections.ConfigDict) -> dict[str, str]:
     """Returns the three hashes of a config: `config`, `group` (all seeds together) and `resume` (must not change)."""
-    flat = flatten(config)
+    # How many checkpoints are kept is no part of what was trained and tested.
+    flat = {k: v for k, v in flatten(config).items() if k != "keep_checkpoints"}
     return {
         "config": _digest(flat),
         "group": _digest({k: v for k, v in flat.items() if k != "seed"}),

@@ -243,7 +243,7 @@ def _told(compared: dict[str, Any], step: int, log_every_steps: int, out: Path) 
         log.warning("it is not the run's: the state after step %d is not the one that the run saved", step)
         return False
     same = ["the run's row of this step"] if compared["row_of_the_step"] else []
-    same += [f"{others} other rows"] if (others := compared["rows"] - len(same)) else []
+    same += [f"other rows: {others}"] if (others := compared["rows"] - len(same)) else []
     same += ["the state that the run saved after it"] if compared["checkpoint"] else []
     if same:
         log.info("equal, bit by bit: %s", ", ".join(same))

@@ -52,10 +52,10 @@ def read_recorded(folder: Path, step: int, from_start: bool) -> Recorded:
     kept = checkpoint.kept_steps(folder / run_folder.CHECKPOINTS)
     earlier = [0] if from_start else [number for number in kept if number < step]
     if not earlier:
-        can = f"kept are {_listed(kept)}, so that steps from {kept[0] + 1} on can be replayed" if kept else "none is yet"
+        can = f"those of {_listed(kept)} are: steps from {kept[0] + 1} on can be replayed" if kept else "none is at all"
         raise ValueError(
-            f"--step={step}: no checkpoint of an earlier step is kept ({can}): --from_start trains the {step - 1} steps "
-            "before it again, and a larger config.keep_checkpoints keeps more in the next run"
+            f"--step={step}: no checkpoint of an earlier step is kept ({can}); --from_start trains the {step - 1} "
+            "steps before it again, and a larger config.keep_checkpoints keeps more in the next run"
         )
     rows, recent, last = {}, deque(maxlen=health.WINDOW), kept[-1] if kept else 0
     for row in run_folder.iterate_rows(folder / run_folder.METRICS):
