@@ -73,6 +73,7 @@ def replay(
         differences = replay_run.other_environment(folder)
         for line in differences:
             log.warning("not as when the run was started last, so that bits may differ: %s", line)
+        run_folder.check_writable(out.parent, "--out")  # before what may take long
         result, arrays = _repeat(run, state, regime, recorded.rows, first, step)
     result["compared"]["checkpoint"] = _same_as_checkpoint(folder, recorded.kept, step, result["state_sha256"]["after"])
     result["health"] = {"verdict": health.diagnose(recorded.recent), **health.averages(recorded.recent)}
@@ -213,7 +214,6 @@ def _same_as_checkpoint(folder: Path, kept: list[int], step: int, after: str) ->
 
 def _write(out: Path, run: Run, result: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
     """Writes pictures, arrays and figures to a temporary folder and renames it, in place of an earlier replay."""
-    run_folder.check_writable(out.parent, "--out")
     temporary, earlier = (out.with_name(f".{out.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
     try:
         temporary.mkdir()
@@ -234,9 +234,10 @@ def _told(compared: dict[str, Any], step: int, log_every_steps: int, out: Path) 
     """Logs how the replay compares with what the run recorded, and returns whether all of it is equal."""
     log.info("the replay of step %d is in %s", step, out)
     if difference := compared["first_difference"]:
+        fields = ", ".join(difference["fields"])
         log.warning(
-            "it is not the run's: the %s row of step %d differs in %s; another machine, other packages, other code or "
-            "other XLA flags do that", difference["split"], difference["step"], ", ".join(difference["fields"]),
+            "it is not the run's: the %s row of step %d differs in %s; another machine, other packages, code or XLA "
+            "flags do that, and GPUs without config.deterministic", difference["split"], difference["step"], fields,
         )  # fmt: skip
         return False
     if compared["checkpoint"] is False:

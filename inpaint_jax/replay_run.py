@@ -113,7 +113,6 @@ def config_of(
             config_module.take_resumable(found, stored)
             config, said = found, True
             break
-    config.wandb.project = ""
     config_module.validate(config)
     return config, said
 
@@ -129,6 +128,8 @@ def assembled(config: ml_collections.ConfigDict, folder: Path) -> Iterator[Run]:
                 # Not what a trainer is about to rename.
                 if path.suffix in (".json", ".npz"):
                     shutil.copyfile(path, copies / path.name)
+        config = config.copy_and_resolve_references()
+        config.wandb.project = ""  # whose package need not be there
         yield assemble(config, "replay", Path(place), trains=False)
 
 

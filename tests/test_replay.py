@@ -17,6 +17,7 @@ from PIL import Image
 from configs import common, unet_cosine
 from inpaint_jax import augment, checkpoint, config, keys, replay, replay_pictures, run_folder, task, train
 from inpaint_jax.data import procedural_normals
+from inpaint_jax.parallel import make_parallel
 from inpaint_jax.run import assemble
 from inpaint_jax.step import make_system
 
@@ -210,10 +211,11 @@ def test_refusals_write_nothing(sparse, tmp_path, monkeypatch):
 def test_examples_of_microbatches_come_in_the_order_of_the_batch(make_state, make_batch):
     c = unet_cosine.get_config("tiny")
     c.accumulate = 2
-    system = make_system(c, 9, axis_name=None)
+    system, parallel = make_system(c, 9), make_parallel("shard_map", jax.devices()[:2])
     state, batch = make_state(c, system.optimizers), make_batch(8, 32, 3)
-    variables = {"params": state.params, "stats": state.stats, "frozen": {}}
-    looked = jax.jit(replay_pictures.make_look(system, "reconstruction"))(variables, batch)
+    variables = parallel.replicate({"params": state.params, "stats": state.stats, "frozen": {}})
+    look = parallel.evaluate(replay_pictures.make_look(system, "reconstruction"))
+    looked = parallel.gather(look(variables, parallel.shard(batch)))
     example = task.training_example(c, batch)
     np.testing.assert_allclose(looked["image"], example["image"], atol=1e-6)
     np.testing.assert_array_equal(looked["mask"], example["mask"])
