@@ -30,7 +30,9 @@ def phased():
     """Three steps of reconstruction, then runs of both networks that restart, stop early and scale a rate."""
     c = unet_cosine.get_config("tiny")
     c.regime.phases.warm = common.phase("reconstruction", steps=WARM)
+    # What it watches gets worse at such a rate.
     c.regime.phases.both = common.phase("joint", epochs=3, runs=9, restart=True, stops_early=True)
+    c.regime.phases.both.monitor = "loss/discriminator"
     c.regime.sequence, c.patience, c.regime.reactions = ("warm", "both"), 1, 1
     c.optimizer.schedule, c.optimizer.warmup_fraction, c.optimizer.learning_rate = "constant", 0.0, 0.03
     c.max_steps, c.epochs = STEPS, 9
@@ -99,7 +101,7 @@ def test_state_and_rows_are_those_of_the_run(whole, replayed):
     assert (found["from_checkpoint"], found["phase"], found["trains"], found["epoch"]) == (2, "both", "joint", 2)
     assert found["state_sha256"] == {"before": saved(whole, 7)[1], "after": saved(whole, 8)[1]}
     assert found["regime"] == {"before": regimes[7], "after": regimes[8]}
-    assert found["actions"] == ["scale_rate"]
+    assert found["actions"] == ["save_best", "scale_rate"]
     compared = found["compared"]
     assert (compared["rows"], compared["equal_rows"]) == (3 + 2, 3 + 2), "of steps 4, 6, 8, and both validations"
     assert (compared["row_of_the_step"], compared["checkpoint"], compared["first_difference"]) == (True, None, None)
