@@ -28,6 +28,7 @@ def base() -> ml_collections.ConfigDict:
     c.eval_every_epochs = 1  # validation and best checkpoint each so many epochs
     c.sample_every_epochs = 5  # sample grid each so many epochs, and after the first
     c.checkpoint_every_steps = 500  # checkpoint each so many steps, and at every validation
+    c.keep_checkpoints = 3  # the newest so many are kept; launch/replay.py starts from them
     c.dtype = "float32"  # compute type of the networks, float32 | bfloat16; parameters and losses stay float32
     c.ema_decay = 0.999  # moving average of generator weights, per step, with a warmup; 0 = off
     c.parallel = "pmap"  # pmap | shard_map

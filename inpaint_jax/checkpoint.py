@@ -1,18 +1,15 @@
 """Checkpoints that survive a kill at any moment, with Orbax.
 
-`last` holds the newest three whole states and decides where a run goes on; `best` holds the generator that validated
-best. They are two managers, because one with `best_fn` deletes the newest steps when scores fall.
+`last` holds the newest whole states and decides where a run goes on; `best` holds the generator that validated best.
+They are two managers, because one with `best_fn` deletes the newest steps when scores fall.
 """
 
 import contextlib
 import json
 import logging
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import jax
@@ -24,7 +21,7 @@ from inpaint_jax.state import RegimeState, TrainState
 
 log = logging.getLogger("inpaint_jax")
 
-LAST, BEST, KEPT = "last", "best", 3
+LAST, BEST = "last", "best"
 MARGIN = 1_000_000  # bytes of space beside the arrays of a checkpoint, for its other files
 _NAMES = ocp.step.standard_name_format(step_prefix="step")
 ASIDE = "set_aside"  # folder of checkpoints that are damaged, or newer than the state that a run goes on from
@@ -49,12 +46,13 @@ class Checkpoints:
 
     Args:
         folder: `checkpoints/` of the run folder, made if missing.
+        keep: so many of the newest states are kept.
     """
 
-    def __init__(self, folder: Path):
-        self._folder, self._aside = folder, folder / ASIDE
+    def __init__(self, folder: Path, keep: int = 3):
+        self._folder, self._aside, self._keep = folder, folder / ASIDE, keep
         full_disk.quiet_libraries()
-        self._last, self._best = _open(folder / LAST), _open(folder / BEST)
+        self._last, self._best = _open(folder / LAST, keep), _open(folder / BEST, keep)
         # The newest state that was to be saved: its step, and that of the best generator that it names.
         self._wanted: tuple[int, int] | None = None
         # The best generator and its step, until it is on the disk.
@@ -149,7 +147,7 @@ class Checkpoints:
             if not full_disk.is_full(error):
                 raise
         full_disk.wait_for_writers()
-        reopened = _open(Path(manager.directory))
+        reopened = _open(Path(manager.directory), self._keep)
         log.warning(
             "the disk of %s became full while a checkpoint was written: its files are removed; %s", manager.directory,
             self._outlook(),
@@ -260,18 +258,74 @@ class Checkpoints:
         self._best.close()
 
 
-def _open(folder: Path) -> ocp.CheckpointManager:
+def _open(folder: Path, keep: int) -> ocp.CheckpointManager:
     """Returns a manager of the checkpoints below a folder, which is made."""
     full_disk.remove_unfinished(folder)
     # Best generators are deleted by `Checkpoints.wait`.
-    keep = KEPT if folder.name == LAST else None
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, step_name_format=_NAMES)
+    kept = keep if folder.name == LAST else None
+    options = ocp.CheckpointManagerOptions(max_to_keep=kept, create=True, step_name_format=_NAMES)
     return ocp.CheckpointManager(folder.resolve(), options=options)
 
 
 def _best_step(run: dict[str, Any]) -> int:
     """Returns the step of the best generator that the JSON beside a state names, 0 for none."""
     return run.get("regime", {}).get("best_step", 0)
+
+
+@contextlib.contextmanager
+def _reading(folder: Path) -> Iterator[ocp.CheckpointManager]:
+    """Opens the states below `checkpoints/` without writing, removing or renaming: a run may be training there."""
+    with _without_warnings():
+        options = ocp.CheckpointManagerOptions(
+            read_only=True, create=False, cleanup_tmp_directories=False, step_name_format=_NAMES
+        )
+        manager = ocp.CheckpointManager((folder / LAST).resolve(), options=options)
+    with manager:
+        yield manager
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Keeps Orbax from warning that what is opened for reading will not be written."""
+    orbax = logging.getLogger("absl")
+    level = orbax.level
+    orbax.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        orbax.setLevel(level)
+
+
+def kept_steps(folder: Path) -> list[int]:
+    """Returns the steps of the states that are kept below `checkpoints/`, ascending."""
+    return sorted(found.step for found in _NAMES.find_all((folder / LAST).resolve()))
+
+
+def read_state(folder: Path, step: int, template: TrainState) -> tuple[TrainState, dict[str, Any]]:
+    """Returns a kept state and the JSON beside it, and leaves everything as it is.
+
+    Raises:
+        integrity.DamagedError: it is not as it was saved, or it went away while it was read.
+        ValueError: it does not fit the networks.
+    """
+    with contextlib.ExitStack() as stack:
+        with _damage():
+            manager = stack.enter_context(_reading(folder))
+        return _read(manager, step, template)
+
+
+def read_record(folder: Path, step: int) -> tuple[dict[str, Any], str]:
+    """Returns the JSON beside a kept state, and `integrity.tree_hash` of the state, which is not read itself.
+
+    Raises:
+        integrity.DamagedError: they are not as they were saved, or they went away.
+    """
+    with _damage(), _reading(folder) as manager:
+        items = ocp.args.Composite(hashes=ocp.args.JsonRestore(), run=ocp.args.JsonRestore())
+        found = manager.restore(step, args=items)
+        integrity.check_seal(step, found["hashes"])
+        integrity.check_record(found["hashes"], found["run"])
+        return found["run"], integrity.sealed_hash(found["hashes"])
 
 
 def _sealed(step: int, arrays: Any, record: dict[str, Any]) -> ocp.args.Composite:
@@ -346,13 +400,25 @@ def _damage() -> Iterator[None]:
         raise integrity.DamagedError(f"it cannot be read: {first[:200]}") from error
 
 
-def run_record(regime: RegimeState, fingerprints: dict[str, str], epochs: int) -> dict[str, Any]:
-    """Returns the JSON that a checkpoint holds beside the arrays: regime, what data and masks were, epochs wanted."""
-    return {"regime": regime.to_json(), "fingerprints": fingerprints, "epochs": epochs}
+def run_record(
+    regime: RegimeState, fingerprints: dict[str, str], epochs: int, config: dict[str, Any]
+) -> dict[str, Any]:
+    """Returns the JSON that a checkpoint holds beside the arrays: regime, what data and masks were, epochs wanted.
+
+    Args:
+        config: the whole config, plain values: of what the last steps up to the state were trained with.
+    """
+    return {"regime": regime.to_json(), "fingerprints": fingerprints, "epochs": epochs, "config": config}
 
 
-def check_fingerprints(earlier: dict[str, str], now: dict[str, str], allow_changes: bool) -> None:
-    """Raises ValueError, or warns, if data or evaluation masks are not those that the run began with."""
+def check_fingerprints(
+    earlier: dict[str, str], now: dict[str, str], allow_changes: bool, mend: str = "restore them, use --restart"
+) -> None:
+    """Raises ValueError, or warns, if data or evaluation masks are not those that the run began with.
+
+    Args:
+        mend: what to do about it, beside --allow_config_changes.
+    """
     changed = [name for name in now if earlier.get(name) != now[name]]
     if not changed:
         return
@@ -361,29 +427,5 @@ def check_fingerprints(earlier: dict[str, str], now: dict[str, str], allow_chang
         f"({json.dumps({n: [earlier.get(n), now[n]] for n in changed})})"
     )
     if not allow_changes:
-        raise ValueError(f"{message}: restore them, use --restart, or --allow_config_changes to go on all the same")
+        raise ValueError(f"{message}: {mend}, or --allow_config_changes to go on all the same")
     log.warning(message)
-
-
-class Preemption:
-    """Turns the first SIGTERM or Ctrl-C into a request that the loop sees; a second Ctrl-C interrupts at once."""
-
-    def __init__(self) -> None:
-        self.requested: str | None = None
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> "Preemption":
-        # Python allows handlers in the main thread only; elsewhere (tests, notebooks) signals stay as they are.
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, self._handle)
-        return self
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.requested = signal.Signals(number).name
-        if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)

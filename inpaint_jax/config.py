@@ -3,11 +3,13 @@
 import difflib
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 import ml_collections
 
 from configs import common
+from inpaint_jax import run_folder
 
 # A resumed run may differ in these (prefixes of flattened keys): where things lie, how much is reported, how the work
 # is spread, how fast data is read. Everything else decides numbers, and must stay.
@@ -16,6 +18,7 @@ RESUMABLE_CHANGES = (
     "log_every_steps",
     "sample_every_epochs",
     "checkpoint_every_steps",
+    "keep_checkpoints",
     "data.path",
     "mask.path",
     "data.reader_threads",
@@ -50,6 +53,7 @@ _POSITIVE = (
     *("image_size", "batch_size", "accumulate", "epochs", "epoch_break", "generator.width", "discriminator.width"),
     "vgg.width",
     *("log_every_steps", "eval_every_epochs", "sample_every_epochs", "checkpoint_every_steps", "evaluation.batch_size"),
+    "keep_checkpoints",
 )
 _NOT_NEGATIVE = (
     *("seed", "max_steps", "patience", "mask.evaluation_seed", "data.limit", "data.skip_bad", "data.reader_threads"),
@@ -176,6 +180,50 @@ def from_json(text: str) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(tuples(json.loads(text)))
 
 
+def read_stored(path: Path) -> ml_collections.ConfigDict:
+    """Reads the config of a run, on top of today's base: a field that came later had its default then.
+
+    Args:
+        path: `config.json` of a run folder.
+
+    Raises:
+        ValueError: it is damaged, or holds no config.
+    """
+    try:
+        found = from_json(path.read_text())
+        if "epochs" not in found:
+            raise ValueError("it holds no config")
+        return on_base(found)
+    # What is JSON and no mapping fails where it is taken for one.
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{str(path)!r} is damaged ({error}): restore it, or start over with --restart") from error
+
+
+def read_run(folder: Path) -> ml_collections.ConfigDict:
+    """Reads the config of a run folder; ValueError if it is none."""
+    path = folder / run_folder.CONFIG
+    if not path.is_file():
+        raise ValueError(f"{str(folder)!r} is no run folder, it has no {path.name}: give one that launch/main.py wrote")
+    return read_stored(path)
+
+
+def take_resumable(config: ml_collections.ConfigDict, other: ml_collections.ConfigDict) -> None:
+    """Takes from another config what a resumed run may change: where things lie, how work is spread and reported."""
+    flat = flatten(other)
+    taken = {key: value for key, value in flat.items() if key.startswith(RESUMABLE_CHANGES)}
+    config.update_from_flattened_dict(taken)
+
+
+def on_base(found: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Returns a stored config with every field that today's base has besides."""
+    config = common.base()
+    config.update(found)
+    for name, phase in config.regime.phases.items():
+        config.regime.phases[name] = common.phase(phase.trains)
+        config.regime.phases[name].update(phase)
+    return config
+
+
 def _digest(flat: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -187,7 +235,8 @@ def _resume_view(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 def hashes(config: ml_collections.ConfigDict) -> dict[str, str]:
     """Returns the three hashes of a config: `config`, `group` (all seeds together) and `resume` (must not change)."""
-    flat = flatten(config)
+    # How many checkpoints are kept is no part of what was trained and tested.
+    flat = {k: v for k, v in flatten(config).items() if k != "keep_checkpoints"}
     return {
         "config": _digest(flat),
         "group": _digest({k: v for k, v in flat.items() if k != "seed"}),

@@ -20,6 +20,16 @@ def seal(step: int, arrays: Any, record: dict[str, Any]) -> dict[str, Any]:
     return {**hashes, "seal": _text_hash(hashes)}
 
 
+def tree_hash(tree: Any) -> str:
+    """Returns one SHA-256 of a tree of host arrays: of their names, types, shapes and bytes."""
+    return _text_hash(_array_hashes(tree))
+
+
+def sealed_hash(hashes: dict[str, Any]) -> str:
+    """Returns `tree_hash` of the arrays that `seal` made these hashes of."""
+    return _text_hash(hashes["arrays"])
+
+
 def check_seal(step: int, hashes: Any) -> None:
     """Raises DamagedError unless these are hashes as `seal` made them, of this step."""
     if not isinstance(hashes, dict) or {"step", "arrays", "record", "seal"} != set(hashes):
@@ -53,7 +63,14 @@ def check_content(hashes: dict[str, Any], arrays: Any, record: dict[str, Any]) -
     for name, entry in hashes["arrays"].items():
         if found.get(name) != entry:
             raise DamagedError(f"the array {name} is not as it was saved")
-    if found.keys() != hashes["arrays"].keys() or _text_hash(record) != hashes["record"]:
+    if found.keys() != hashes["arrays"].keys():
+        raise DamagedError("its arrays are not those that were saved")
+    check_record(hashes, record)
+
+
+def check_record(hashes: dict[str, Any], record: dict[str, Any]) -> None:
+    """Raises DamagedError unless the JSON is the one that the hashes were made of."""
+    if _text_hash(record) != hashes["record"]:
         raise DamagedError("its record is not as it was saved")
 
 

@@ -5,6 +5,7 @@ import contextlib
 import logging
 import math
 import time
+from collections.abc import Mapping
 
 from inpaint_jax import config as config_module
 from inpaint_jax import describe, environment, guard, health, image_files, network_picture, run_folder
@@ -12,6 +13,12 @@ from inpaint_jax.monitor import Monitor
 from inpaint_jax.run import Run
 
 log = logging.getLogger("inpaint_jax")
+
+
+def metrics_row(run: Run, step: int, split: str, phase: str, values: Mapping[str, float]) -> dict:
+    """Returns a row of `metrics.jsonl`: the values of this very step; what is not finite becomes null."""
+    written = {name: value if math.isfinite(value) else None for name, value in values.items()}
+    return {"step": step, "epoch": step / run.steps_per_epoch, "split": split, "phase": phase, **written}
 
 
 class Records:
@@ -39,8 +46,7 @@ class Records:
 
     def metrics(self, step: int, split: str, phase: str, values: dict[str, float]) -> None:
         """Writes one row and its scalars; a value that is not finite becomes null, which JSON has a word for."""
-        written = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        row = {"step": step, "epoch": step / self._run.steps_per_epoch, "split": split, "phase": phase, **written}
+        row = metrics_row(self._run, step, split, phase, values)
         self._rows.write([row])
         self.monitor.scalars(step, split, values)
         if split == "train":

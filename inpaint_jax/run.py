@@ -9,7 +9,6 @@ import jax
 import ml_collections
 import numpy as np
 
-from configs import common
 from inpaint_jax import (
     checkpoint,
     evaluate,
@@ -71,15 +70,19 @@ class Run:
         return validates, validates or step % self.config.checkpoint_every_steps == 0
 
 
-def assemble(config: ml_collections.ConfigDict, name: str, workdir: Path) -> Run:
+def assemble(config: ml_collections.ConfigDict, name: str, workdir: Path, trains: bool = True) -> Run:
     """Reads the data and builds the system; fails on anything wrong before the first step.
+
+    Args:
+        workdir: the run folder; what was found in the data, and masks, are stored in it.
+        trains: False: no run will be written there, so that its disk need not hold one.
 
     Raises:
         ValueError: one sentence on what is wrong and how to mend it.
     """
     parallel = make_parallel(config.parallel)
     # All that needs no data first: a mistake in the config shows at once, and nothing is written before.
-    _check_config_alone(config, parallel, workdir)
+    _check_config_alone(config, parallel, workdir if trains else None)
     frozen = perceptual.load_frozen(config)
     splits = data_module.load_splits(config.data, config.image_size, workdir / run_folder.DATA)
     steps_per_epoch, total_steps = _count_steps(config, len(splits["train"]))
@@ -112,7 +115,7 @@ def assemble(config: ml_collections.ConfigDict, name: str, workdir: Path) -> Run
     )
 
 
-def _check_config_alone(config: ml_collections.ConfigDict, parallel: Parallel, workdir: Path) -> None:
+def _check_config_alone(config: ml_collections.ConfigDict, parallel: Parallel, workdir: Path | None) -> None:
     """Raises ValueError for what can be known before the data is read: names, masks, devices, packages, disk space."""
     regimes.first_regime(config)
     check_divisible(config.batch_size, parallel.count)
@@ -121,8 +124,9 @@ def _check_config_alone(config: ml_collections.ConfigDict, parallel: Parallel, w
         wandb_writer.library(config)
     system = make_system(config, total_steps=1)
     regimes.check_groups(config, system.optimizers)
-    state = jax.eval_shape(lambda: create_state(config, system.optimizers))
-    run_folder.check_space(workdir, needed_bytes(config, state))
+    if workdir is not None:
+        state = jax.eval_shape(lambda: create_state(config, system.optimizers))
+        run_folder.check_space(workdir, needed_bytes(config, state))
 
 
 def _warn_of_what_may_surprise(config: ml_collections.ConfigDict, planned: int, total_steps: int) -> None:
@@ -193,7 +197,13 @@ def needed_bytes(config: ml_collections.ConfigDict, state: TrainState) -> int:
     shown = side * -(-image_files.GRID_SMALLEST_CELL // side)
     grids = min(config.epochs // config.sample_every_epochs + 2, 50)
     pictures = 3 * samples * columns * (2 * grids * shown**2 + 4 * side**2)
-    return (checkpoint.KEPT + 1) * size(state) + 4 * size(generator_variables(state)) + pictures + SPACE_MARGIN
+    return (config.keep_checkpoints + 1) * size(state) + 4 * size(generator_variables(state)) + pictures + SPACE_MARGIN
+
+
+def first_state(run: Run) -> tuple[TrainState, RegimeState]:
+    """Returns the state and the regime before the first step."""
+    create = jax.jit(lambda frozen: create_state(run.config, run.system.optimizers, frozen))
+    return create(run.frozen), regimes.first_regime(run.config)
 
 
 def begin(run: Run, checkpoints: checkpoint.Checkpoints, allow_changes: bool) -> tuple[TrainState, RegimeState]:
@@ -204,8 +214,7 @@ def begin(run: Run, checkpoints: checkpoint.Checkpoints, allow_changes: bool) ->
     """
     config, workdir = run.config, run.workdir
     if checkpoints.latest_step() is None:
-        create = jax.jit(lambda frozen: create_state(config, run.system.optimizers, frozen))
-        state, regime = create(run.frozen), regimes.first_regime(config)
+        state, regime = first_state(run)
         run_folder.truncate_rows(workdir / run_folder.METRICS, -1)
         checkpoints.drop_best_after(-1)
         return state, regime
@@ -267,20 +276,7 @@ def check_config(config: ml_collections.ConfigDict, workdir: Path, allow_changes
     stored = workdir / run_folder.CONFIG
     if not stored.exists():
         return
-    try:
-        found = config_module.from_json(stored.read_text())
-        if "epochs" not in found:
-            raise ValueError("it holds no config")
-        # On top of today's base, as models are read: a field that came later had its default then.
-        earlier = common.base()
-        earlier.update(found)
-        for name, phase in earlier.regime.phases.items():
-            earlier.regime.phases[name] = common.phase(phase.trains)
-            earlier.regime.phases[name].update(phase)
-        differences = config_module.resume_differences(earlier, config)
-    # What is JSON and no mapping fails where it is taken for one.
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{str(stored)!r} is damaged ({error}): restore it, or start over with --restart") from error
+    differences = config_module.resume_differences(config_module.read_stored(stored), config)
     if differences and not allow_changes:
         lines = "".join(f"\n  {line}" for line in differences)
         raise ValueError(

@@ -71,7 +71,7 @@ def _apply(module: nn.Module, params: Tree, stats: Tree, x: Tree, **options: jax
     return output, updated.get("batch_stats", {})
 
 
-def _generate(system: System, params: Tree, stats: Tree, frozen: Tree, example: Batch) -> tuple[dict[str, Tree], Tree]:
+def generate(system: System, params: Tree, stats: Tree, frozen: Tree, example: Batch) -> tuple[dict[str, Tree], Tree]:
     """Runs the generator on one example batch; returns every image that a loss may name, and new statistics.
 
     Beside the images there are the pretrained network's `features` of those that a loss or the discriminator sees so.
@@ -96,7 +96,8 @@ def _judged(config: ml_collections.ConfigDict, images: Mapping[str, Tree], name:
     return seen
 
 
-def _judge(system: System, params: Tree, stats: Tree, images: Mapping[str, Tree], name: str) -> tuple[jax.Array, Tree]:
+def judge(system: System, params: Tree, stats: Tree, images: Mapping[str, Tree], name: str) -> tuple[jax.Array, Tree]:
+    """Runs the discriminator on one of the images; returns its logits, and new statistics."""
     params = optim.without_gradients(params, "discriminator", system.frozen_groups)
     return _apply(system.discriminator, params, stats, _judged(system.config, images, name))
 
@@ -107,7 +108,7 @@ def generator_only_gradients(
     """Returns gradients and new statistics of the generator alone, and scalar metrics."""
 
     def loss(params: Tree) -> tuple[jax.Array, tuple]:
-        images, stats = _generate(system, params, state.stats["generator"], frozen, example)
+        images, stats = generate(system, params, state.stats["generator"], frozen, example)
         total, parts = losses.generator_loss(system.config.losses, images, None, system.config.task.value_range)
         return total, (stats, {"loss/generator": total, **parts})
 
@@ -124,9 +125,9 @@ def simultaneous_gradients(system: System, state: TrainState, frozen: Tree, exam
     sees = system.config.discriminator.sees
 
     def both(generator: Tree, discriminator: Tree) -> tuple[tuple, tuple]:
-        images, stats = _generate(system, generator, state.stats["generator"], frozen, example)
-        real, d_stats = _judge(system, discriminator, state.stats["discriminator"], images, "image")
-        fake, d_stats = _judge(system, discriminator, d_stats, images, sees)
+        images, stats = generate(system, generator, state.stats["generator"], frozen, example)
+        real, d_stats = judge(system, discriminator, state.stats["discriminator"], images, "image")
+        fake, d_stats = judge(system, discriminator, d_stats, images, sees)
         g_total, g_parts = losses.generator_loss(system.config.losses, images, fake, system.config.task.value_range)
         d_total, d_parts = losses.discriminator_loss(real, fake, system.config.discriminator.real_label)
         scalars = {"loss/generator": g_total, "loss/discriminator": d_total, **g_parts, **d_parts}
@@ -143,12 +144,12 @@ def simultaneous_gradients(system: System, state: TrainState, frozen: Tree, exam
 
 def discriminator_gradients(system: System, state: TrainState, frozen: Tree, example: Batch) -> tuple[Tree, Tree, dict]:
     """Returns gradients and new statistics of the discriminator alone, the generator as it is."""
-    images, _ = _generate(system, state.params["generator"], state.stats["generator"], frozen, example)
+    images, _ = generate(system, state.params["generator"], state.stats["generator"], frozen, example)
     images = jax.lax.stop_gradient(images)
 
     def loss(params: Tree) -> tuple[jax.Array, tuple]:
-        real, stats = _judge(system, params, state.stats["discriminator"], images, "image")
-        fake, stats = _judge(system, params, stats, images, system.config.discriminator.sees)
+        real, stats = judge(system, params, state.stats["discriminator"], images, "image")
+        fake, stats = judge(system, params, stats, images, system.config.discriminator.sees)
         total, parts = losses.discriminator_loss(real, fake, system.config.discriminator.real_label)
         return total, (stats, {"loss/discriminator": total, **parts, **_logit_metrics(real, fake)})
 
@@ -162,9 +163,9 @@ def adversarial_generator_gradients(
     """Returns gradients and new statistics of the generator against the discriminator as it is in `state`."""
 
     def loss(params: Tree) -> tuple[jax.Array, tuple]:
-        images, stats = _generate(system, params, state.stats["generator"], frozen, example)
+        images, stats = generate(system, params, state.stats["generator"], frozen, example)
         # D's statistics come from its own update alone.
-        fake, _ = _judge(
+        fake, _ = judge(
             system,
             state.params["discriminator"],
             state.stats["discriminator"],
@@ -200,7 +201,7 @@ def averaged(
     """
     parts = system.config.accumulate
     gradients = scalars = None
-    for microbatch in _microbatches(batch, parts):
+    for microbatch in microbatches(batch, parts):
         example = task.training_example(system.config, microbatch)
         new_gradients, stats, new_scalars = function(system, state, frozen, example)
         state = state.replace(stats={**state.stats, **stats})
@@ -214,7 +215,8 @@ def averaged(
     return gradients, {name: state.stats[name] for name in gradients}, scalars
 
 
-def _microbatches(batch: Batch, parts: int) -> list[Batch]:
+def microbatches(batch: Batch, parts: int) -> list[Batch]:
+    """Returns the microbatches of a replica's batch: its example i lies in the one of number i % parts."""
     # Every parts-th example: with contiguous blocks, which examples share batch statistics would depend on the number
     # of replicas.
     return [jax.tree.map(lambda x, i=i: x[i::parts], batch) for i in range(parts)]

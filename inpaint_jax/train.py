@@ -3,9 +3,10 @@
 A checkpoint at S commits everything up to S; whatever lies beyond it on disk is dropped at the next start.
 """
 
+import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import jax
@@ -16,6 +17,7 @@ import optax
 from inpaint_jax import checkpoint, command_line, evaluate, full_disk, guard, regimes, report, run_folder, weights
 from inpaint_jax import config as config_module
 from inpaint_jax.data import pipeline
+from inpaint_jax.preemption import Preemption
 from inpaint_jax.records import Records
 from inpaint_jax.run import Run, assemble, begin, check_config, generator_variables, validated_variables
 from inpaint_jax.state import RegimeState, TrainState, create_state
@@ -34,7 +36,7 @@ def next_batch(batches: Iterator[dict], records: Records) -> dict:
     return batch
 
 
-def fit(run: Run, checkpoints: checkpoint.Checkpoints, preemption: checkpoint.Preemption, allow_changes: bool) -> bool:
+def fit(run: Run, checkpoints: checkpoint.Checkpoints, preemption: Preemption, allow_changes: bool) -> bool:
     """Trains to the end of the run; returns False if preempted, with a state to go on from.
 
     Raises:
@@ -46,11 +48,7 @@ def fit(run: Run, checkpoints: checkpoint.Checkpoints, preemption: checkpoint.Pr
     step = int(state.step)
     train_steps: dict[str, Callable] = {}  # by phase: each is compiled once
     state, frozen = parallel.replicate(state), parallel.replicate(run.frozen)
-    batches = pipeline.train_batches(
-        run.splits["train"], seed=config.seed, batch=config.batch_size * config.accumulate,
-        start_step=step, stop_step=run.total_steps, threads=config.data.reader_threads,
-        crop=config.image_size if config.data.fit == "crop" else 0, masks=run.mask_files,
-    )  # fmt: skip
+    batches = batches_after(run, step, run.total_steps)
     records = Records(run, step)
     try:
         records.describe(step)
@@ -69,11 +67,8 @@ def fit(run: Run, checkpoints: checkpoint.Checkpoints, preemption: checkpoint.Pr
                 records.first_step(step)
             # Read once: a signal between two looks would end the run without the save that it announces.
             preempted, actions = preemption.requested, ()
-            logs, (validates, saves) = step % config.log_every_steps == 0, run.due(step)
-            # Where a phase ends is saved: what it has come to is known from its last step on.
-            ends = regimes.tick(config, regime, step=step, steps_per_epoch=run.steps_per_epoch)
-            validates = validates or ends.stopped
-            saves = saves or validates or ends.phase_start == step or preempted is not None
+            logs, (validates, saves) = step % config.log_every_steps == 0, due(run, regime, step)
+            saves = saves or preempted is not None
             if logs or saves:
                 values = {name: float(value) for name, value in parallel.unreplicate(scalars).items()}
                 records.train(step, phase, values, logs)
@@ -81,10 +76,7 @@ def fit(run: Run, checkpoints: checkpoint.Checkpoints, preemption: checkpoint.Pr
                 regime, actions = validate(run, state, frozen, regime, step, records)
             if logs or saves:
                 records.times(step)
-            # After validation: what it finds belongs to the phase that was trained.
-            if not regime.stopped:
-                regime = regimes.tick(config, regime, step=step, steps_per_epoch=run.steps_per_epoch)
-            state = react(config, state, regime, actions, step)
+            state, regime = end_step(run, state, regime, actions, step)
             if saves:
                 save(run, checkpoints, records, state, regime, actions)
             if regime.stopped and regimes.STOP not in actions:
@@ -128,6 +120,38 @@ def start_of_next(checkpoints: checkpoint.Checkpoints) -> str:
     return "from the beginning" if saved is None else f"from step {saved}"
 
 
+def batches_after(run: Run, step: int, stop_step: int) -> Iterator[dict]:
+    """Yields the batches of the steps after `step`, up to `stop_step`."""
+    config = run.config
+    return pipeline.train_batches(
+        run.splits["train"], seed=config.seed, batch=config.batch_size * config.accumulate,
+        start_step=step, stop_step=stop_step, threads=config.data.reader_threads,
+        crop=config.image_size if config.data.fit == "crop" else 0, masks=run.mask_files,
+    )  # fmt: skip
+
+
+def due(run: Run, regime: RegimeState, step: int) -> tuple[bool, bool]:
+    """Returns whether validation and whether a checkpoint is due after `step`, which was trained in `regime`."""
+    validates, saves = run.due(step)
+    # Where a phase ends is saved: what it has come to is known from its last step on.
+    ends = regimes.tick(run.config, regime, step=step, steps_per_epoch=run.steps_per_epoch)
+    validates = validates or ends.stopped
+    return validates, saves or validates or ends.phase_start == step
+
+
+def end_step(
+    run: Run, state: TrainState, regime: RegimeState, actions: tuple[str, ...], step: int
+) -> tuple[TrainState, RegimeState]:
+    """Returns state and regime for the next step.
+
+    Args:
+        regime, actions: after the validation, if one was due: what it finds belongs to the phase that was trained.
+    """
+    if not regime.stopped:
+        regime = regimes.tick(run.config, regime, step=step, steps_per_epoch=run.steps_per_epoch)
+    return react(run.config, state, regime, actions, step), regime
+
+
 def compiled_step(run: Run, regime: RegimeState) -> Callable:
     """Returns the step of the present phase, spread over the devices; it is compiled at its first call."""
     kind, frozen_groups = regimes.kind(run.config, regime), regimes.frozen_groups(run.config, regime)
@@ -147,7 +171,9 @@ def save(
     checkpoints.wait()
     written = records.commit()
     host_state = jax.device_get(run.parallel.unreplicate(state))
-    checkpoints.save(host_state, checkpoint.run_record(regime, run.fingerprints, run.config.epochs), written)
+    config = json.loads(config_module.to_json(run.config))
+    record = checkpoint.run_record(regime, run.fingerprints, run.config.epochs, config)
+    checkpoints.save(host_state, record, written)
     if regimes.SAVE_BEST in actions:
         checkpoints.save_best(int(host_state.step), generator_variables(host_state))
 
@@ -180,17 +206,24 @@ def restarted(states: dict[str, optax.OptState]) -> dict[str, optax.OptState]:
     return jax.tree.map(lambda x: jnp.zeros_like(x, device=x.sharding), states)
 
 
+def validated(
+    run: Run, state: TrainState, frozen: dict, show: Iterable[int] = ()
+) -> tuple[dict[str, float], evaluate.Pictures]:
+    """Evaluates the moving averages on the validation split; returns the means, and the pictures of those to show."""
+    per_image, pictures = evaluate.evaluate(
+        run.eval_step, run.parallel, {**validated_variables(state), "frozen": frozen}, run.val_images, run.val_masks,
+        run.config.evaluation.batch_size, show,
+    )  # fmt: skip
+    return evaluate.means(per_image), pictures
+
+
 def validate(
     run: Run, state: TrainState, frozen: dict, regime: RegimeState, step: int, records: Records
 ) -> tuple[RegimeState, tuple[str, ...]]:
     """Evaluates the moving averages on the validation split, writes its row and samples, and advances the regime."""
     config, epoch = run.config, run.epochs_done(step)
     shows = epoch <= 1 or epoch % config.sample_every_epochs == 0 or step == run.total_steps
-    per_image, pictures = evaluate.evaluate(
-        run.eval_step, run.parallel, {**validated_variables(state), "frozen": frozen}, run.val_images, run.val_masks,
-        config.evaluation.batch_size, range(config.evaluation.samples) if shows else (),
-    )  # fmt: skip
-    values = evaluate.means(per_image)
+    values, pictures = validated(run, state, frozen, range(config.evaluation.samples) if shows else ())
     records.metrics(step, "val", regime.phase, values)
     records.monitor.epoch_line(step, step / run.steps_per_epoch, config.epochs, values, records.health_line())
     if pictures:
@@ -215,7 +248,7 @@ def run_training(
         ValueError: one sentence on what is wrong and how to mend it.
     """
     config_module.validate(config)
-    with run_folder.lock(workdir), checkpoint.Preemption() as preemption:
+    with run_folder.lock(workdir), Preemption() as preemption:
         if not restart:
             check_config(config, workdir, allow_changes)
         run = assemble(config, name, workdir)
@@ -223,7 +256,7 @@ def run_training(
             # Not before everything that can be wrong with the new run has been looked at.
             run_folder.remove_run(workdir)
         command_line.log_to_file(workdir / run_folder.LOG)
-        checkpoints = checkpoint.Checkpoints(workdir / run_folder.CHECKPOINTS)
+        checkpoints = checkpoint.Checkpoints(workdir / run_folder.CHECKPOINTS, config.keep_checkpoints)
         try:
             if not fit(run, checkpoints, preemption, allow_changes):
                 return PREEMPTED

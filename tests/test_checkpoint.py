@@ -37,7 +37,7 @@ def checkpoints(tmp_path):
 
 def save(checkpoints: Checkpoints, step: int, best: bool) -> None:
     regime = RegimeState("generator", best=0.1 * step, best_step=step)
-    checkpoints.save(state_of(step), run_record(regime, {"train split": "a"}, 9))
+    checkpoints.save(state_of(step), run_record(regime, {"train split": "a"}, 9, {}))
     if best:
         checkpoints.save_best(step, state_of(step).ema_params)
 

@@ -39,6 +39,7 @@ def config_modules():
         ({"data__reader_threads": 7}, {"config", "group"}),
         ({"log_every_steps": 7}, {"config", "group"}),
         ({"sample_every_epochs": 7}, {"config", "group"}),
+        ({"keep_checkpoints": 7}, set()),
         ({"batch_size": 8}, {"config", "group", "resume"}),
         ({"data__split_counts": (20, 6, 6)}, {"config", "group", "resume"}),
         ({"losses__cosine__weight": 1.0}, {"config", "group", "resume"}),

@@ -124,3 +124,11 @@ def test_evaluation_pads_the_last_batch_at_weight_zero(count, batch):
     assert joined["index"][real].tolist() == list(range(count))
     np.testing.assert_array_equal(joined["image"][:, 0, 0, 2], joined["index"])
     np.testing.assert_array_equal(joined["mask"][:, 0, 0, 0], joined["index"])
+
+
+def test_pictures_and_masks_of_slots_are_those_of_the_batches():
+    images, masks = pictures(11), mask_pictures(7)
+    for batch in batches(11, seed=3, start_step=1, stop_step=7, masks=masks):
+        slots = batch["slot"]
+        assert pipeline.pictures_of(images, seed=3, batch=4, slots=slots) == indices(batch)
+        assert pipeline.mask_files_of(masks, seed=3, slots=slots) == batch["mask"][:, 0, 0, 0].tolist()

@@ -1,6 +1,7 @@
 """The grain pipeline: batch = f(seed, step), so that a restart at any step sees what the first run would have seen."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import grain
 import numpy as np
@@ -52,7 +53,7 @@ def train_batches(
     epochs = -(-stop_step // per_epoch)
     mask_order = None
     if masks is not None:
-        mask_order = grain.MapDataset.range(len(masks)).seed(seed + 1).shuffle().repeat()
+        mask_order = _mask_order(masks, seed)
 
     def example(slot: int, image: np.ndarray) -> dict[str, np.ndarray]:
         fields = {"image": random_window(image, crop, seed, slot) if crop else image, "slot": np.int32(slot)}
@@ -60,12 +61,32 @@ def train_batches(
             fields["mask"] = masks[mask_order[slot]]
         return fields
 
-    dataset = grain.MapDataset.source(source).seed(seed).shuffle()[: per_epoch * batch].repeat(epochs)
-    dataset = dataset.map_with_index(example).batch(batch // hosts)
+    dataset = _in_order(source, seed, per_epoch * batch, epochs).map_with_index(example).batch(batch // hosts)
     dataset = dataset[start_step * hosts + host : stop_step * hosts : hosts]
     # Threads, not processes: worker processes take seconds to start and decoding releases the interpreter lock.
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2, 2 * threads))
     return iter(dataset.to_iter_dataset(options))
+
+
+def _in_order(source: Any, seed: int, per_epoch: int, epochs: int) -> grain.MapDataset:
+    return grain.MapDataset.source(source).seed(seed).shuffle()[:per_epoch].repeat(epochs)
+
+
+def pictures_of(source: ImageSource, *, seed: int, batch: int, slots: Sequence[int]) -> list[int]:
+    """Returns which pictures of the source `train_batches` gives to slots; arguments as there."""
+    per_epoch = steps_per_epoch(len(source), batch) * batch
+    order = _in_order(range(len(source)), seed, per_epoch, max(slots) // per_epoch + 1)
+    return [int(order[int(slot)]) for slot in slots]
+
+
+def mask_files_of(masks: ImageSource, *, seed: int, slots: Sequence[int]) -> list[int]:
+    """Returns which mask pictures `train_batches` gives to slots; arguments as there."""
+    order = _mask_order(masks, seed)
+    return [int(order[int(slot)]) for slot in slots]
+
+
+def _mask_order(masks: ImageSource, seed: int) -> grain.MapDataset:
+    return grain.MapDataset.range(len(masks)).seed(seed + 1).shuffle().repeat()
 
 
 def random_window(image: np.ndarray, size: int, seed: int, slot: int) -> np.ndarray:
