@@ -123,7 +123,8 @@ def test_a_tileable_texture_is_filled_alike_wherever_its_edges_lie(inpainter):
     image, _ = example(128, 192)
     mask = np.zeros((128, 192), np.uint8)
     mask[110:], mask[:9], mask[60:70, 170:], mask[60:70, :9] = 1, 1, 1, 1
-    mask[:, 80:120] = 1  # wider than a quarter of a tile, so that coarser scales take part
+    # Wider than a quarter of a tile, so that two coarser scales take part; at a third the tiles would lie otherwise.
+    mask[:, 80:98] = 1
     filled = inpainter(image, mask, wrap=True)
     rolled = inpainter(np.roll(image, (64, 128), (0, 1)), np.roll(mask, (64, 128), (0, 1)), wrap=True)
     difference = np.abs(rolled.astype(int) - np.roll(filled, (64, 128), (0, 1)))
@@ -298,7 +299,7 @@ def test_command_refuses_a_mask_of_another_size(folder, tmp_path):
     [
         (("--model", "run", "--image", "a.png", "--mask", "m.png"), "--out is required"),
         (("--model", "run", "--image", "a.png", "--mask", "m.png", "--out", "o.jpg"), "must end in .png"),
-        ((), "--model is required"),
+        ((), "--image is required"),
     ],
 )
 def test_command_explains_wrong_usage(tmp_path, options, message):
