@@ -390,6 +390,7 @@ def steps_shown(workdir: Path, tag: str) -> list[int]:
     return steps
 
 
+@pytest.mark.slow  # five runs
 def test_a_run_whose_disk_fills_up_again_and_again_ends_as_if_it_had_not(
     tiny_config, tmp_path, roomy_disk, train_on, said, monkeypatch
 ):
