@@ -44,6 +44,8 @@ def test_they_come_along_small_and_documented(models):
         assert (folder / weights.WEIGHTS).stat().st_size < LARGEST
         arrays = safetensors.numpy.load_file(folder / weights.WEIGHTS)
         assert {array.dtype for array in arrays.values()} == {np.dtype(np.float16)}
+        config, _ = weights.load_generator(folder)
+        assert not Path(config.data.path).is_absolute(), "no one else has that folder"
         card = (folder / "README.md").read_text()
         for heading in ("## Data", "## Licence", "## Figures", "## Limits"):
             assert heading in card, f"{folder.name}: no {heading}"
