@@ -192,7 +192,7 @@ def checkpoints(disk):
 
 def save(checkpoints: checkpoint.Checkpoints, step: int, best_step: int) -> None:
     """Saves as training does: the state, and the generator where it is the best."""
-    record = checkpoint.run_record(RegimeState("joint", best_step=best_step), {}, 9)
+    record = checkpoint.run_record(RegimeState("joint", best_step=best_step), {}, 9, {})
     checkpoints.save(state_of(step), record)
     if best_step == step:
         checkpoints.save_best(step, state_of(step).ema_params)
