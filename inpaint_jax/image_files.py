@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
 LOSSLESS_SUFFIXES = (".png", ".tif", ".tiff")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tga", ".dds", ".tif", ".tiff", ".bmp")
+OTHER_SUFFIXES = (".gif", ".avif", ".heic", ".jxl", ".jp2", ".exr", ".hdr", ".psd")  # pictures that are not read here
 
 # Contents that are tried whatever the suffix says. TGA files have no signature, so garbage could pass for one: they
 # are read only under their own suffix.

@@ -36,7 +36,7 @@ from inpaint_jax.state import RegimeState, TrainState
 
 log = logging.getLogger("inpaint_jax")
 
-FOLDER, RESULT, ARRAYS = "replay", "replay.json", "batch.npz"
+RESULT, ARRAYS = "replay.json", "batch.npz"
 
 
 def replay(
@@ -58,7 +58,7 @@ def replay(
         ValueError: one sentence on why the step cannot be replayed, and on which can.
     """
     stored = config_module.read_run(folder)
-    out = out or folder / FOLDER / f"step_{step:08d}"
+    out = out or folder / run_folder.REPLAY / f"step_{step:08d}"
     _check_out(out)
     recorded = replay_run.read_recorded(folder, step, from_start)
     replay_run.check_step(stored, recorded, step)
@@ -225,9 +225,9 @@ def _write(out: Path, run: Run, result: dict[str, Any], arrays: dict[str, np.nda
         if out.exists():
             out.rename(earlier)
         temporary.rename(out)
+        shutil.rmtree(earlier, ignore_errors=True)
     finally:
-        for path in (temporary, earlier):
-            shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _told(compared: dict[str, Any], step: int, log_every_steps: int, out: Path) -> bool:

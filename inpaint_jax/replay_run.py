@@ -1,4 +1,4 @@
-"""What a replay begins with: recorded rows, the config of a step, the state before it. A run folder is only read."""
+"""What a replay begins with: recorded rows, the config of a step, the state before it. Nothing here writes."""
 
 import dataclasses
 import json

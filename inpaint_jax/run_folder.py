@@ -16,12 +16,12 @@ CONFIG, METRICS, TIMING, LOG = "config.json", "metrics.jsonl", "timing.jsonl", "
 CHECKPOINTS, SAMPLES, TENSORBOARD, TEST, GENERATOR = "checkpoints", "samples", "tensorboard", "test", "generator"
 DATA, MASKS = "data", "masks"
 ENVIRONMENT, NETWORKS, REPORT = "environment.json", "networks.png", "report.html"
-WANDB, WANDB_ID = "wandb", "wandb_id"
+WANDB, WANDB_ID, REPLAY = "wandb", "wandb_id", "replay"
 # What --restart removes. Checkpoints go first and the config last: a kill in between must not leave a run that goes on
 # without a config to compare with.
 OWN = (
     *(CHECKPOINTS, METRICS, TIMING, LOG, SAMPLES, TENSORBOARD, TEST, GENERATOR, ENVIRONMENT, NETWORKS, REPORT),
-    *(WANDB, WANDB_ID, CONFIG),
+    *(WANDB, WANDB_ID, CONFIG, REPLAY),
 )
 
 

@@ -95,7 +95,9 @@ def generator_folder(folder: Path) -> Path:
     inner = folder / run_folder.GENERATOR
     if not (folder / WEIGHTS).exists() and (inner / WEIGHTS).exists():
         return inner
-    return folder if folder.exists() else shipped_generators().get(str(folder), folder)
+    if (folder / WEIGHTS).exists():
+        return folder
+    return shipped_generators().get(str(folder), folder)
 
 
 def load_generator(folder: Path) -> tuple[ml_collections.ConfigDict, dict]:

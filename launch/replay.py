@@ -2,8 +2,8 @@
 
     python launch/replay.py runs/unet_cosine-quick --step 1490
 
-The state before the step is reached from the nearest checkpoint before it. The run folder is only read, also while the
-run is training. Writes RUN/replay/step_00001490, in place of an earlier replay of it:
+The state before the step is reached from the nearest checkpoint before it. The run may be training meanwhile. Writes
+RUN/replay/step_00001490, in place of an earlier replay of it, and nothing else:
   replay.json   every metric of the step (losses raw and weighted, norms of gradients and updates, learning rates, the
                 guard), the phase and the regime, SHA-256 of the state before and after, each example's picture and
                 losses, and whether all this equals what the run recorded

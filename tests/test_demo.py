@@ -1,5 +1,6 @@
 """The demo without its page: limits, examples, holes and fills as functions, and the command."""
 
+import functools
 import os
 import re
 import signal
@@ -178,7 +179,10 @@ def test_under_the_light_the_hole_is_shown_before_and_not_after():
 def command(cwd: Path, *options: str | Path) -> subprocess.Popen:
     environment = {**os.environ, "TMPDIR": str(cwd)}
     pipe = subprocess.PIPE
-    return subprocess.Popen([*COMMAND, *options], cwd=cwd, env=environment, stdout=pipe, stderr=pipe, text=True)
+    # Where the tests run in the background, Ctrl-C is ignored, and what they start would inherit that.
+    heeds = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    program = [*COMMAND, *options]
+    return subprocess.Popen(program, cwd=cwd, env=environment, stdout=pipe, stderr=pipe, text=True, preexec_fn=heeds)
 
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])

@@ -215,6 +215,8 @@ def test_the_command_goes_on_after_bad_files(tmp_path):
         image_files.write_png(tmp_path / "masks" / name, HOLE * np.uint8(255))
     (tmp_path / "in" / "b.png").write_bytes(b"no picture")
     image_files.write_png(tmp_path / "in" / "e.png", noise(3))  # has no mask
+    Image.fromarray(noise(3)).save(tmp_path / "in" / "f.gif")
+    image_files.write_png(tmp_path / "masks" / "f.png", HOLE * np.uint8(255))
     options = ("--model=model", "--image=in", "--mask=masks", "--out=out")
     ran = forked_commands.run("inpaint", tmp_path, *options, environment=dict(os.environ))
     assert ran.returncode == 1, ran.stderr
@@ -223,4 +225,5 @@ def test_the_command_goes_on_after_bad_files(tmp_path):
     ]  # fmt: skip
     assert "in/b.png: in/b.png is not an image of a known kind" in ran.stderr
     assert "in/e.png: There is no file masks/e.png" in ran.stderr
-    assert "2 of 4 pictures written below out" in ran.stderr
+    assert "not filled: in/f.gif: in/f.gif is not an image of a known kind" in ran.stderr
+    assert "2 of 5 pictures written below out" in ran.stderr

@@ -86,7 +86,9 @@ def test_photographs_are_filled_in_their_colours(models):
 
 
 @pytest.mark.parametrize("bits", [8, 16])
-def test_inpaint_takes_the_one_for_the_picture(tmp_path, caplog, bits: int):
+def test_inpaint_takes_the_one_for_the_picture(tmp_path, caplog, monkeypatch, bits: int):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photographs").mkdir()  # of the user's, and no generator
     caplog.set_level("INFO", logger="inpaint_jax")
     hole = strokes(96)
     pictures = {
@@ -111,5 +113,5 @@ def test_options_of_normal_maps_ask_for_theirs(caplog):
     caplog.set_level("INFO", logger="inpaint_jax")
     picture, hole = np.full((8, 8, 3), 128, np.uint8), np.eye(8, dtype=bool)
     for options in (filling.Options(two_channels=True), filling.Options(normal_y="down")):
-        assert filling.shipped_inpainter(picture, hole, options).normal_maps
-    assert not filling.shipped_inpainter(picture, hole, filling.Options()).normal_maps
+        assert filling.shipped_inpainter(picture, hole, options)[0] == "normal_maps"
+    assert filling.shipped_inpainter(picture, hole, filling.Options())[0] == "photographs"

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from inpaint_jax.models.layers import BatchNorm, Conv, Initializer
+from inpaint_jax.models.layers import BatchNorm, Conv, Initializer, add_bias
 from inpaint_jax.models.resampling import double_bilinear, halve_by_maximum
 
 SIZE_MULTIPLE = 8  # pixels: the U-Net halves the picture three times
@@ -73,7 +73,7 @@ class DrawDoubled(nn.Module):
         padded = jnp.pad(products, ((0, 0), (1, 1), (1, 1), (0, 0)))
         places = jnp.split(padded, 9, axis=-1)
         shifted = (places[3 * y + x][:, y : y + height, x : x + width] for y in range(3) for x in range(3))
-        return sum(shifted) + bias.astype(self.dtype)
+        return add_bias(sum(part.astype(jnp.float32) for part in shifted).astype(self.dtype), bias)
 
 
 class PoolingUNet(nn.Module):

@@ -196,7 +196,8 @@ def transposed_convolution(x: jax.Array, kernel: jax.Array, formulation: str = "
     raise ValueError(f"unknown formulation {formulation!r}; use one of {', '.join(FORMULATIONS)}")
 
 
-def _add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
+def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
+    """Returns y (B, H, W, C) plus a float32 bias (C,), in y's dtype."""
     # In float32, because the bias's gradient is a sum over all pixels, which drifts in bfloat16.
     return (y.astype(jnp.float32) + bias).astype(y.dtype)
 
@@ -229,7 +230,7 @@ class Conv(nn.Module):
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32).astype(self.dtype)
         y = convolution(x.astype(self.dtype), kernel, self.stride, self.padding, self.dilation, self.formulation)
         if self.use_bias:
-            y = _add_bias(y, self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32))
+            y = add_bias(y, self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32))
         return y
 
 
@@ -256,7 +257,7 @@ class ConvTranspose(nn.Module):
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32).astype(self.dtype)
         y = transposed_convolution(x.astype(self.dtype), kernel, self.formulation)
         if self.use_bias:
-            y = _add_bias(y, self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32))
+            y = add_bias(y, self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32))
         return y
 
 
