@@ -236,8 +236,9 @@ def _told(compared: dict[str, Any], step: int, log_every_steps: int, out: Path) 
     if difference := compared["first_difference"]:
         fields = ", ".join(difference["fields"])
         log.warning(
-            "it is not the run's: the %s row of step %d differs in %s; another machine, other packages, code or XLA "
-            "flags do that, and GPUs without config.deterministic", difference["split"], difference["step"], fields,
+            "it is not the run's: the %s row of step %d differs in %s; another machine or number of cores, other "
+            "packages, code or XLA flags do that, and GPUs without config.deterministic",
+            difference["split"], difference["step"], fields,
         )  # fmt: skip
         return False
     if compared["checkpoint"] is False:

@@ -1,9 +1,9 @@
 """Trains one step of a run again, bit by bit, and shows what went in and what came out.
 
-    python launch/replay.py runs/unet_cosine-quick --step 1490
+    python launch/replay.py runs/unet_cosine-quick --step 1450
 
 The state before the step is reached from the nearest checkpoint before it. The run may be training meanwhile. Writes
-RUN/replay/step_00001490, in place of an earlier replay of it, and nothing else:
+RUN/replay/step_00001450, in place of an earlier replay of it, and nothing else:
   replay.json   every metric of the step (losses raw and weighted, norms of gradients and updates, learning rates, the
                 guard), the phase and the regime, SHA-256 of the state before and after, each example's picture and
                 losses, and whether all this equals what the run recorded
