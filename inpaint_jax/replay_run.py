@@ -16,7 +16,7 @@ import ml_collections
 
 from inpaint_jax import checkpoint, environment, health, integrity, regimes, run_folder
 from inpaint_jax import config as config_module
-from inpaint_jax.run import Run, assemble, first_state
+from inpaint_jax.run import Run, assemble, check_same, first_state
 from inpaint_jax.state import RegimeState, TrainState, create_state
 
 log = logging.getLogger("inpaint_jax")
@@ -157,8 +157,12 @@ def begin(
                 "that the run was trained with"
             ) from error
         checkpoint.check_fingerprints(record["fingerprints"], run.fingerprints, allow_changes, _MEND)
-        if not config_said:
-            _check_config(run.config, _config_in(record), number, allow_changes)
+        if not config_said and (earlier := _config_in(record)):
+            refusal = (
+                f"the config of the run is not the one that its checkpoint of step {number} was trained with: restore "
+                "it, or use --allow_config_changes to take it all the same"
+            )
+            check_same(earlier, run.config, allow_changes, refusal)
         regime = regimes.resume(
             run.config, RegimeState.from_json(record["regime"]), step=number, steps_per_epoch=run.steps_per_epoch,
             more_epochs=run.config.epochs > record["epochs"],
@@ -177,20 +181,6 @@ def begin_from_start(
     if kept and (record := _record(folder, kept[-1])):
         checkpoint.check_fingerprints(record["fingerprints"], run.fingerprints, allow_changes, _MEND)
     return 0, *first_state(run)
-
-
-def _check_config(
-    config: ml_collections.ConfigDict, earlier: ml_collections.ConfigDict | None, step: int, allow_changes: bool
-) -> None:
-    differences = config_module.resume_differences(earlier, config) if earlier else []
-    if differences and not allow_changes:
-        lines = "".join(f"\n  {line}" for line in differences)
-        raise ValueError(
-            f"the config of the run is not the one that its checkpoint of step {step} was trained with: restore it, or "
-            f"use --allow_config_changes to take it all the same:{lines}"
-        )
-    for line in differences:
-        log.warning("config changed: %s", line)
 
 
 def other_environment(folder: Path) -> list[str]:

@@ -276,12 +276,19 @@ def check_config(config: ml_collections.ConfigDict, workdir: Path, allow_changes
     stored = workdir / run_folder.CONFIG
     if not stored.exists():
         return
-    differences = config_module.resume_differences(config_module.read_stored(stored), config)
+    refusal = (
+        f"the run in {str(workdir)!r} began with another config; use --restart, another --workdir, "
+        "or --allow_config_changes to go on all the same"
+    )
+    check_same(config_module.read_stored(stored), config, allow_changes, refusal)
+
+
+def check_same(
+    earlier: ml_collections.ConfigDict, config: ml_collections.ConfigDict, allow_changes: bool, refusal: str
+) -> None:
+    """Logs what differs of two configs and decides numbers; ValueError with `refusal` and a list if it may not."""
+    differences = config_module.resume_differences(earlier, config)
     if differences and not allow_changes:
-        lines = "".join(f"\n  {line}" for line in differences)
-        raise ValueError(
-            f"the run in {str(workdir)!r} began with another config; use --restart, another --workdir, "
-            f"or --allow_config_changes to go on all the same:{lines}"
-        )
+        raise ValueError(refusal + ":" + "".join(f"\n  {line}" for line in differences))
     for line in differences:
         log.warning("config changed: %s", line)

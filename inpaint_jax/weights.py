@@ -12,7 +12,6 @@ import safetensors
 import safetensors.numpy
 from flax import traverse_util
 
-from configs import common
 from inpaint_jax import config as config_module
 from inpaint_jax import models, run_folder, task
 from inpaint_jax.state import initial_variables
@@ -117,12 +116,12 @@ def load_generator(folder: Path) -> tuple[ml_collections.ConfigDict, dict]:
                 f"{str(folder)!r} has no {name}: give a finished run folder, or its generator/ folder{names}"
             )
     try:
-        # On top of today's base: fields that came later have their defaults, which leave older models as they were.
-        config = common.base()
-        config.update(config_module.from_json(json.dumps(json.loads((folder / CONFIG).read_text())["config"])))
+        # Fields that came later have their defaults, which leave older models as they were.
+        stored = json.loads((folder / CONFIG).read_text())["config"]
+        config = config_module.on_base(config_module.from_json(json.dumps(stored)))
         config_module.validate(config)
         variables = full_precision(safetensors.numpy.load_file(folder / WEIGHTS))
-    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
         raise ValueError(f"the generator in {str(folder)!r} is damaged ({error}): copy it anew") from error
     expected = jax.eval_shape(lambda: initial_variables(config))["generator"]
     if jax.tree.map(jnp.shape, variables) != jax.tree.map(jnp.shape, expected):

@@ -1,6 +1,5 @@
 """The demo without its page: limits, examples, holes and fills as functions, and the command."""
 
-import functools
 import os
 import re
 import signal
@@ -12,6 +11,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from demo_uploads import layer, noise
 from PIL import Image
 
 from configs import unet_cosine
@@ -32,18 +32,6 @@ def folder(make_generator, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def model(folder) -> dict:
     return demo.load_models(demo.models_for([str(folder)]))["my_run"]
-
-
-def noise(height: int, width: int, channels: int = 3) -> np.ndarray:
-    random = np.random.default_rng(height * 1000 + width)
-    return random.integers(0, 256, (height, width, channels), dtype=np.uint8)
-
-
-def layer(height: int, width: int, window: tuple[slice, slice]) -> np.ndarray:
-    """What the editor hands back after a stroke of its brush."""
-    painted = np.zeros((height, width, 4), np.uint8)
-    painted[window] = (*demo.HOLE_COLOUR, round(255 * demo.HOLE_OPACITY))
-    return painted
 
 
 def test_models_are_named_by_their_run_folders():
@@ -180,9 +168,11 @@ def command(cwd: Path, *options: str | Path) -> subprocess.Popen:
     environment = {**os.environ, "TMPDIR": str(cwd)}
     pipe = subprocess.PIPE
     # Where the tests run in the background, Ctrl-C is ignored, and what they start would inherit that.
-    heeds = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    program = [*COMMAND, *options]
-    return subprocess.Popen(program, cwd=cwd, env=environment, stdout=pipe, stderr=pipe, text=True, preexec_fn=heeds)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen([*COMMAND, *options], cwd=cwd, env=environment, stdout=pipe, stderr=pipe, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])

@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from demo_uploads import layer, noise
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image, PngImagePlugin
@@ -27,18 +28,6 @@ def folder(make_generator, tmp_path_factory) -> Path:
     make_generator(path, unet_cosine.get_config("tiny"))
     make_generator(path.with_name("photos"), unet_photographs.get_config("tiny"))
     return path
-
-
-def noise(height: int, width: int, channels: int = 3) -> np.ndarray:
-    random = np.random.default_rng(height * 1000 + width)
-    return random.integers(0, 256, (height, width, channels), dtype=np.uint8)
-
-
-def layer(height: int, width: int, window: tuple[slice, slice]) -> np.ndarray:
-    """What the editor hands back after a stroke of its brush."""
-    painted = np.zeros((height, width, 4), np.uint8)
-    painted[window] = (*demo.HOLE_COLOUR, round(255 * demo.HOLE_OPACITY))
-    return painted
 
 
 class SlowInpainter(inference.Inpainter):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from inpaint_jax import image_files
+from inpaint_jax import image_files, run_folder
 from inpaint_jax.data.source import ImageSource
 
 log = logging.getLogger("inpaint_jax")
@@ -109,10 +109,8 @@ def read_manifest(root: Path, names: Sequence[str], cache: Path | None, threads:
         manifest = dict(zip(names, pool.map(entry, names), strict=True))
     if cache is not None and manifest != earlier:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        temporary = cache.with_suffix(".tmp")
         content = {"version": MANIFEST_VERSION, "root": str(root.resolve()), "files": manifest}
-        temporary.write_text(json.dumps(content, indent=0))
-        temporary.replace(cache)
+        run_folder.write_text(cache, json.dumps(content, indent=0))
     return manifest
 
 

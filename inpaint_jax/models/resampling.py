@@ -5,17 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def doubling_matrix(size: int, corners_aligned: bool) -> np.ndarray:
+def doubling_matrix(size: int) -> np.ndarray:
     """Returns the float32 matrix (2 size, size) that doubles a line of `size` values by linear interpolation.
 
-    Args:
-        corners_aligned: True puts first and last values on first and last outputs; False puts values at the centres of
-            pixels, two outputs within each, and repeats the border beyond it.
+    First and last values stay at the first and last outputs.
     """
-    if corners_aligned:
-        places = np.arange(2 * size) * ((size - 1) / (2 * size - 1))
-    else:
-        places = np.clip((np.arange(2 * size) + 0.5) / 2 - 0.5, 0, size - 1)
+    places = np.arange(2 * size) * ((size - 1) / (2 * size - 1))
     lower = np.minimum(np.floor(places).astype(int), max(size - 2, 0))
     upper = np.minimum(lower + 1, size - 1)
     matrix = np.zeros((2 * size, size))
@@ -25,15 +20,20 @@ def doubling_matrix(size: int, corners_aligned: bool) -> np.ndarray:
 
 
 def double_bilinear(x: jax.Array, corners_aligned: bool) -> jax.Array:
-    """Doubles height and width of (B, H, W, C) by bilinear interpolation, in x's dtype; see `doubling_matrix`."""
+    """Doubles height and width of (B, H, W, C) by bilinear interpolation, in x's dtype.
+
+    Args:
+        corners_aligned: True puts first and last values on first and last outputs; False puts values at the centres of
+            pixels, two outputs within each, and repeats the border beyond it.
+    """
     if not corners_aligned:
         return _double_line(_double_line(x, 2), 1)
-    rows, columns = (jnp.asarray(doubling_matrix(n, corners_aligned), x.dtype) for n in x.shape[1:3])
+    rows, columns = (jnp.asarray(doubling_matrix(n), x.dtype) for n in x.shape[1:3])
     return jnp.einsum("bhxc,yh->byxc", jnp.einsum("bhwc,xw->bhxc", x, columns), rows)
 
 
 def _double_line(x: jax.Array, axis: int) -> jax.Array:
-    """Doubles one axis as `doubling_matrix` without aligned corners: its weights are 3/4 and 1/4 everywhere."""
+    """Doubles one axis, with values at the centres of pixels: their weights are 3/4 and 1/4 everywhere."""
     first, last = (jax.lax.slice_in_dim(x, *ends, axis=axis) for ends in ((0, 1), (-1, None)))
     before = jnp.concatenate([first, jax.lax.slice_in_dim(x, 0, -1, axis=axis)], axis)
     after = jnp.concatenate([jax.lax.slice_in_dim(x, 1, None, axis=axis), last], axis)
