@@ -263,8 +263,20 @@ def _open(folder: Path, keep: int) -> ocp.CheckpointManager:
     full_disk.remove_unfinished(folder)
     # Best generators are deleted by `Checkpoints.wait`.
     kept = keep if folder.name == LAST else None
-    options = ocp.CheckpointManagerOptions(max_to_keep=kept, create=True, step_name_format=_NAMES)
-    return ocp.CheckpointManager(folder.resolve(), options=options)
+    # Of several processes the first alone saves: states are the same in all of them.
+    alone = ocp.options.MultiprocessingOptions(active_processes={0}, barrier_sync_key_prefix=folder.name)
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=kept, create=False, step_name_format=_NAMES, multiprocessing_options=alone
+    )
+    folder.mkdir(parents=True, exist_ok=True)  # Orbax does not make it for some of the processes
+    return _Manager(folder.resolve(), options=options)
+
+
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        # The loop asks, once for each step. Orbax would ask again in a thread of its own, for a step that may lie
+        # back, and the processes could agree on one that has passed.
+        return False
 
 
 def _best_step(run: dict[str, Any]) -> int:

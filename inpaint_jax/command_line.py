@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("inpaint_jax")
 ERROR, USAGE, INTERRUPTED = 1, 2, 130
+USERS_ERRORS = (ValueError, OSError, FloatingPointError)  # what the user is to mend: told without a traceback
 # What a config file, or a field of it on the command line, raises beside the flags' own errors and OSError.
 CONFIG_FILE_ERRORS = (AttributeError, LookupError, TypeError, ValueError, SyntaxError, ImportError, NameError)
 
@@ -58,7 +59,7 @@ def run(main: Callable[..., int], usage: str, arguments: bool = False) -> None:
         code = main(rest[1:]) if arguments else main()
     except flags.Error as error:
         _fail(error, USAGE)
-    except (ValueError, OSError, FloatingPointError) as error:
+    except USERS_ERRORS as error:
         log.debug("traceback of the error", exc_info=error)
         _fail(error, ERROR)
     except KeyboardInterrupt:

@@ -92,7 +92,7 @@ def evaluate(
     batch += -batch % parallel.count
     collected: dict[str, list[np.ndarray]] = {}
     show, pictures = set(show), {}
-    for data in evaluation_batches(images, masks, batch):
+    for data in evaluation_batches(images, masks, batch, parallel.process, parallel.processes):
         results = parallel.gather(eval_step(variables, parallel.shard({k: data[k] for k in ("image", "mask")})))
         real = int(data["weight"].sum())
         shown = {name: results.pop(name) for name in ("masked", "output", "completed")}
@@ -103,7 +103,7 @@ def evaluate(
         for position in range(real):
             if (index := int(data["index"][position])) in show:
                 pictures[index] = {name: values[position] for name, values in shown.items()}
-                pictures[index]["truth"] = data["image"][position]
+                pictures[index]["truth"] = images[index]
     return {name: np.concatenate(parts) for name, parts in collected.items()}, pictures
 
 

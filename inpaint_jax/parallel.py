@@ -1,4 +1,4 @@
-"""The only file that knows how a per-replica function is spread over devices.
+"""The only file that knows how a per-replica function is spread over devices and processes.
 
 Two equal forms: `pmap`, and `jit(shard_map)`. In both the function sees its replica's part of the batch and may use
 collectives over the named axis `batch`; the state is the same on every replica.
@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXIS = "batch"
@@ -18,16 +19,19 @@ class Parallel(NamedTuple):
     """How to place arrays and spread functions; made by `make_parallel`.
 
     Attributes:
-        count: replicas in this process.
-        replicate: tree on the host -> the same on every replica.
+        count: replicas, over all processes.
+        process, processes: the number of this process among those with replicas, and how many these are.
+        replicate: tree on the host, the same in every process -> the same on every replica.
         unreplicate: replicated tree -> one copy.
-        shard: tree with a leading batch axis -> its parts on the replicas.
-        gather: result with a leading batch axis -> NumPy arrays of the whole batch.
+        shard: tree with a leading batch axis, this process's block of the batch -> its parts on the replicas.
+        gather: result with a leading batch axis -> NumPy arrays of the whole batch, in every process.
         train: (state, frozen, batch) -> (state, metrics), state donated, everything but the batch replicated.
         evaluate: (replicated variables, batch) -> per-example results, sharded as the batch.
     """
 
     count: int
+    process: int
+    processes: int
     replicate: Callable[[Any], Any]
     unreplicate: Callable[[Any], Any]
     shard: Callable[[Any], Any]
@@ -37,12 +41,13 @@ class Parallel(NamedTuple):
 
 
 def make_parallel(kind: str, devices: Sequence[jax.Device] | None = None) -> Parallel:
-    """Returns the `pmap` or `shard_map` form over `devices` (default: all of this process).
+    """Returns the `pmap` or `shard_map` form over `devices` (default: all of all processes).
 
     Raises:
         ValueError: an unknown kind.
     """
-    devices = list(jax.local_devices() if devices is None else devices)
+    # In the order of processes, each of which has a block of the batch.
+    devices = sorted(jax.devices() if devices is None else devices, key=lambda device: device.process_index)
     if kind == "pmap":
         return _pmap(devices)
     if kind == "shard_map":
@@ -59,33 +64,55 @@ def check_divisible(batch_size: int, replicas: int) -> None:
         )
 
 
+def _place(devices: list[jax.Device]) -> tuple[int, int, int]:
+    """Returns the number of this process among those of the devices, how many these are, and its devices."""
+    owners = sorted({device.process_index for device in devices})
+    here = jax.process_index()
+    return owners.index(here), len(owners), sum(device.process_index == here for device in devices)
+
+
 def _pmap(devices: list[jax.Device]) -> Parallel:
-    count = len(devices)
+    count, (process, processes, local) = len(devices), _place(devices)
     # The sharding of what pmap gives: with flax.jax_utils.replicate's own the second step would be compiled once more.
     leading = NamedSharding(Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,)), PartitionSpec(AXIS))
 
     def copies(x: Any) -> jax.Array:
-        return jax.device_put(np.broadcast_to(x, (count, *np.shape(x))), leading)
+        shape = np.shape(x)
+        return jax.make_array_from_process_local_data(leading, np.broadcast_to(x, (local, *shape)), (count, *shape))
 
     def split(tree: Any) -> Any:
-        return jax.tree.map(lambda x: np.asarray(x).reshape(count, -1, *np.shape(x)[1:]), tree)
+        return jax.tree.map(lambda x: np.asarray(x).reshape(local, -1, *np.shape(x)[1:]), tree)
 
     return Parallel(
         count=count,
+        process=process,
+        processes=processes,
         replicate=lambda tree: jax.tree.map(copies, tree),
         # flax.jax_utils.unreplicate keeps the leading axis where one of several local devices is used.
         unreplicate=lambda tree: jax.tree.map(lambda x: x.addressable_data(0)[0], tree),
         shard=split,
-        gather=lambda tree: jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), tree),
+        gather=lambda tree: jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), _whole(tree, processes)),
         train=lambda step: jax.pmap(step, AXIS, devices=devices, donate_argnums=(0,)),
         evaluate=lambda step: jax.pmap(step, AXIS, devices=devices),
     )
+
+
+def _whole(tree: Any, processes: int) -> Any:
+    """Returns sharded arrays as NumPy arrays of all that they hold."""
+    if processes == 1:
+        return jax.tree.map(np.asarray, tree)
+    return multihost_utils.process_allgather(tree, tiled=True)
 
 
 def _shard_map(devices: list[jax.Device]) -> Parallel:
     # Auto axes: jax.make_mesh would make explicit ones, which put sharding into the types.
     mesh = Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
     same, sharded = PartitionSpec(), PartitionSpec(AXIS)
+    process, processes, _ = _place(devices)
+
+    def placed(tree: Any, spec: PartitionSpec) -> Any:
+        sharding = NamedSharding(mesh, spec)
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree)
 
     def spread(step: Callable, in_specs: tuple, out_specs: Any, donate: tuple) -> Callable:
         # check_vma=True would hand back gradients already summed over devices, and a pmean of those is N times too
@@ -95,10 +122,12 @@ def _shard_map(devices: list[jax.Device]) -> Parallel:
 
     return Parallel(
         count=len(devices),
-        replicate=lambda tree: jax.device_put(tree, NamedSharding(mesh, same)),
-        unreplicate=lambda tree: tree,
-        shard=lambda tree: jax.device_put(tree, NamedSharding(mesh, sharded)),
-        gather=lambda tree: jax.tree.map(np.asarray, tree),
+        process=process,
+        processes=processes,
+        replicate=lambda tree: placed(tree, same),
+        unreplicate=lambda tree: jax.tree.map(lambda x: x.addressable_data(0), tree),
+        shard=lambda tree: placed(tree, sharded),
+        gather=lambda tree: _whole(tree, processes),
         train=lambda step: spread(step, (same, same, sharded), (same, same), (0,)),
         evaluate=lambda step: spread(step, (same, sharded), sharded, ()),
     )

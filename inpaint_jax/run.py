@@ -1,6 +1,7 @@
 """What a run is made of: `assemble` reads the data and builds the system, `begin` finds where to go on."""
 
 import dataclasses
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 
 from inpaint_jax import (
     checkpoint,
+    distributed,
     evaluate,
     image_files,
     perceptual,
@@ -238,6 +240,41 @@ def begin(run: Run, checkpoints: checkpoint.Checkpoints, allow_changes: bool) ->
         regime = dataclasses.replace(regime, best=None, best_step=0)
     log_earlier_run(run, step, regime, last)
     return state, regime
+
+
+def begin_together(
+    run: Run, checkpoints: checkpoint.Checkpoints | None, allow_changes: bool
+) -> tuple[TrainState, RegimeState]:
+    """Returns in every process what `begin` returns in the first.
+
+    Args:
+        checkpoints: None in all processes but the first.
+
+    Raises:
+        ValueError: as `begin`, or another process has other data, masks or another config than the first.
+    """
+    if jax.process_count() == 1:
+        return begin(run, checkpoints, allow_changes)
+    # Only what decides numbers: paths may differ from machine to machine.
+    known = {**run.fingerprints, "config": config_module.hashes(run.config)["resume"], "epochs": run.config.epochs}
+    if checkpoints:
+        state, regime = begin(run, checkpoints, allow_changes)
+        distributed.say("beginning", json.dumps({**known, "regime": regime.to_json()}))
+        for process in range(1, jax.process_count()):
+            distributed.hear(f"agreed/{process}")
+    else:
+        told = json.loads(distributed.hear("beginning"))
+        differing = [name for name in known if told[name] != known[name]]
+        if differing:
+            raise ValueError(
+                f"process {jax.process_index()} has another {' and '.join(differing)} than process 0: give all of them "
+                "the same command and the same data"
+            )
+        distributed.say(f"agreed/{jax.process_index()}", "")
+        shapes = jax.eval_shape(lambda: create_state(run.config, run.system.optimizers))
+        state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+        regime = RegimeState.from_json(told["regime"])
+    return distributed.share_arrays(jax.device_get(state)), regime
 
 
 def log_earlier_run(run: Run, step: int, regime: RegimeState, last: dict[str, dict]) -> None:

@@ -3,8 +3,11 @@
 A checkpoint at S commits everything up to S; whatever lies beyond it on disk is dropped at the next start.
 """
 
+import copy
+import dataclasses
 import json
 import logging
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -14,14 +17,26 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from inpaint_jax import checkpoint, command_line, evaluate, full_disk, guard, regimes, report, run_folder, weights
+from inpaint_jax import (
+    checkpoint,
+    command_line,
+    distributed,
+    evaluate,
+    full_disk,
+    guard,
+    regimes,
+    report,
+    run_folder,
+    weights,
+)
 from inpaint_jax import config as config_module
 from inpaint_jax.data import pipeline
+from inpaint_jax.parallel import make_parallel
 from inpaint_jax.preemption import Preemption
 from inpaint_jax.records import Records
-from inpaint_jax.run import Run, assemble, begin, check_config, generator_variables, validated_variables
+from inpaint_jax.run import Run, assemble, begin_together, check_config, generator_variables, validated_variables
 from inpaint_jax.state import RegimeState, TrainState, create_state
-from inpaint_jax.step import make_train_step
+from inpaint_jax.step import make_eval_step, make_train_step
 
 FINISHED, PREEMPTED = 0, 75
 
@@ -36,15 +51,18 @@ def next_batch(batches: Iterator[dict], records: Records) -> dict:
     return batch
 
 
-def fit(run: Run, checkpoints: checkpoint.Checkpoints, preemption: Preemption, allow_changes: bool) -> bool:
+def fit(run: Run, checkpoints: checkpoint.Checkpoints | None, preemption: Preemption, allow_changes: bool) -> bool:
     """Trains to the end of the run; returns False if preempted, with a state to go on from.
+
+    Args:
+        checkpoints: None in all processes but the first.
 
     Raises:
         FloatingPointError: the divergence guard ends the run.
         ValueError: the disk is full and what the run has come to is not saved.
     """
     config, parallel = run.config, run.parallel
-    state, regime = begin(run, checkpoints, allow_changes)
+    state, regime = begin_together(run, checkpoints, allow_changes)
     step = int(state.step)
     train_steps: dict[str, Callable] = {}  # by phase: each is compiled once
     state, frozen = parallel.replicate(state), parallel.replicate(run.frozen)
@@ -66,7 +84,7 @@ def fit(run: Run, checkpoints: checkpoint.Checkpoints, preemption: Preemption, a
             if step == first_step:
                 records.first_step(step)
             # Read once: a signal between two looks would end the run without the save that it announces.
-            preempted, actions = preemption.requested, ()
+            preempted, actions = preemption.after(step), ()
             logs, (validates, saves) = step % config.log_every_steps == 0, due(run, regime, step)
             saves = saves or preempted is not None
             if logs or saves:
@@ -77,19 +95,21 @@ def fit(run: Run, checkpoints: checkpoint.Checkpoints, preemption: Preemption, a
             if logs or saves:
                 records.times(step)
             state, regime = end_step(run, state, regime, actions, step)
-            if saves:
+            if saves and checkpoints:
                 save(run, checkpoints, records, state, regime, actions)
             if regime.stopped and regimes.STOP not in actions:
                 log.info("step %d: the last phase has ended", step)
             if regimes.STOP in actions:
                 log.info("early stopping at step %d: no better value for %d epochs", step, regime.waited_epochs)
             if preempted and step < run.total_steps:
-                say_where_to_go_on(checkpoints, step, preempted)
+                if checkpoints:
+                    say_where_to_go_on(checkpoints, step, preempted)
                 return False
     finally:
         records.close()
-        checkpoints.wait()
-    if missing := checkpoints.missing():
+        if checkpoints:
+            checkpoints.wait()
+    if checkpoints and (missing := checkpoints.missing()):
         raise ValueError(
             f"the disk is full: the training has ended at step {step}, and {missing} could not be saved: make space, "
             f"and run the same command again, which goes on {start_of_next(checkpoints)}"
@@ -127,6 +147,7 @@ def batches_after(run: Run, step: int, stop_step: int) -> Iterator[dict]:
         run.splits["train"], seed=config.seed, batch=config.batch_size * config.accumulate,
         start_step=step, stop_step=stop_step, threads=config.data.reader_threads,
         crop=config.image_size if config.data.fit == "crop" else 0, masks=run.mask_files,
+        host=run.parallel.process, hosts=run.parallel.processes,
     )  # fmt: skip
 
 
@@ -248,17 +269,48 @@ def run_training(
         ValueError: one sentence on what is wrong and how to mend it.
     """
     config_module.validate(config)
+    with distributed.ending_together():
+        if jax.process_index() > 0:
+            return follow(config, name, workdir)
+        return lead(config, name, workdir, restart, allow_changes)
+
+
+def follow(config: ml_collections.ConfigDict, name: str, workdir: Path) -> int:
+    """Trains as one of several processes, not the first; returns the exit code.
+
+    What the first writes into the run folder, this one writes into a folder that goes at its end.
+    """
+    for handler in log.handlers:
+        handler.setLevel(logging.WARNING)  # the first says what there is to say
+    with tempfile.TemporaryDirectory() as scratch, Preemption() as preemption:
+        # When the first has read all pictures, its list of checked ones spares this one the same, on a shared disk.
+        distributed.hear("assembled")
+        own = copy.deepcopy(config)
+        own.wandb.project = ""
+        run = dataclasses.replace(assemble(config, name, workdir, trains=False), config=own, workdir=Path(scratch))
+        finished = fit(run, None, preemption, allow_changes=False)
+        distributed.leave()
+    return FINISHED if finished else PREEMPTED
+
+
+def lead(config: ml_collections.ConfigDict, name: str, workdir: Path, restart: bool, allow_changes: bool) -> int:
+    """Trains as the only process or the first of several, and tests; arguments and result are `run_training`'s."""
     with run_folder.lock(workdir), Preemption() as preemption:
         if not restart:
             check_config(config, workdir, allow_changes)
         run = assemble(config, name, workdir)
+        if jax.process_count() > 1:
+            distributed.say("assembled", "")
         if restart:
             # Not before everything that can be wrong with the new run has been looked at.
             run_folder.remove_run(workdir)
         command_line.log_to_file(workdir / run_folder.LOG)
         checkpoints = checkpoint.Checkpoints(workdir / run_folder.CHECKPOINTS, config.keep_checkpoints)
         try:
-            if not fit(run, checkpoints, preemption, allow_changes):
+            finished = fit(run, checkpoints, preemption, allow_changes)
+            # The test is the first process's alone, on its own devices.
+            distributed.leave()
+            if not finished:
                 return PREEMPTED
             if preemption.requested:
                 log.warning("%s: trained to the end; run the same command again for the test", preemption.requested)
@@ -308,13 +360,17 @@ def finish(run: Run, checkpoints: checkpoint.Checkpoints) -> None:
             "start over with --restart and a lower config.optimizer.learning_rate"
         )
     tested_step, variables = trained_generator(run, checkpoints)
+    parallel, eval_step = run.parallel, run.eval_step
+    if parallel.processes > 1:
+        parallel = make_parallel(run.config.parallel, jax.local_devices())
+        eval_step = parallel.evaluate(make_eval_step(run.config))
     megabytes = weights.save_generator(run.workdir / run_folder.GENERATOR, variables, run.config)
     log.info("testing the %s generator, of step %d", run.config.regime.keep, tested_step)
     timing = run_folder.read_rows(run.workdir / run_folder.TIMING)
     seconds = sum(row["seconds"] for row in timing)
     steps = checkpoints.latest_step()
     tested = evaluate.test_phase(
-        run.config, run.eval_step, run.parallel, variables, run.frozen, run.splits["test"], run.workdir
+        run.config, eval_step, parallel, variables, run.frozen, run.splits["test"], run.workdir
     )
     results = {
         "config": run.name,

@@ -6,6 +6,9 @@
 Any field of the config can be set: --config.optimizer.learning_rate=3e-4. The same command again goes on, or tests
 a finished run; --restart starts over.
 
+Several processes train as one: SLURM, Open MPI and Cloud TPUs start them and are recognised; elsewhere start each with
+--coordinator_address, --num_processes and --process_id.
+
 Exit codes: 0 finished; 75 preempted, run the same command again to go on; 1 an error with a message;
 2 wrong usage.
 """
@@ -26,6 +29,9 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "run folder; default runs/<confi
 _RESTART = flags.DEFINE_bool("restart", False, "start over: remove what an earlier run left in the run folder")
 _DESCRIBE = flags.DEFINE_bool("describe", False, "print both networks with parameter counts, and exit")
 _ALLOW = flags.DEFINE_bool("allow_config_changes", False, "go on although config, data or masks differ from the run's")
+_COORDINATOR = flags.DEFINE_string("coordinator_address", None, "several processes: host:port of process 0")
+_PROCESSES = flags.DEFINE_integer("num_processes", None, "several processes: how many", lower_bound=1)
+_PROCESS = flags.DEFINE_integer("process_id", None, "several processes: the number of this one, from 0")
 
 
 def _main() -> int:
@@ -39,9 +45,11 @@ def _main() -> int:
         return 0
     path = config_flags.get_config_filename(flags.FLAGS["config"])
     workdir = Path(_WORKDIR.value) if _WORKDIR.value else run_folder.default_workdir(path)
-    log.info("run folder %s", workdir)
-    from inpaint_jax import train
+    from inpaint_jax import distributed, train
 
+    if distributed.started_by_scheduler() or {_COORDINATOR.value, _PROCESSES.value, _PROCESS.value} != {None}:
+        distributed.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    log.info("run folder %s", workdir)
     return train.run_training(config, Path(path).name, workdir, _RESTART.value, _ALLOW.value)
 
 

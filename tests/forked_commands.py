@@ -7,10 +7,12 @@ the time. That commands start by themselves is seen where they are started anew,
 import multiprocessing
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import IO
 
 ROOT = Path(__file__).parents[1]
 TIMEOUT = 300  # seconds
@@ -29,17 +31,50 @@ def _become(program: str, options: tuple[str, ...], cwd: str, environment: dict[
     runpy.run_path(program, run_name="__main__")
 
 
-def run(name: str, cwd: Path, *options: str, environment: dict[str, str]) -> subprocess.CompletedProcess:
-    """Runs `launch/<name>.py` with options in a folder; returns its exit code and the text of both outputs."""
+class Command:
+    """A command that runs in a forked process; made by `start`."""
+
+    def __init__(self, process: multiprocessing.process.BaseProcess, files: list[IO[str]]):
+        self._process, self._files = process, files
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Sends the process a signal."""
+        os.kill(self._process.pid, number)
+
+    def poll(self) -> int | None:
+        """Returns the exit code, None while the command runs."""
+        return self._process.exitcode
+
+    def wait(self, timeout: float = TIMEOUT) -> subprocess.CompletedProcess:
+        """Returns the exit code and the text of both outputs, when the command has ended; kills it at the timeout."""
+        self._process.join(timeout)
+        code = self._process.exitcode
+        if code is None:
+            self._process.kill()
+            self._process.join()
+        texts = []
+        for file in self._files:
+            file.seek(0)
+            texts.append(file.read())
+            file.close()
+        if code is None:
+            raise subprocess.TimeoutExpired("command", timeout, *texts)
+        return subprocess.CompletedProcess([], code, *texts)
+
+
+def start(name: str, cwd: Path, *options: str, environment: dict[str, str]) -> Command:
+    """Starts `launch/<name>.py` with options in a folder."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([*_IMPORTED])
     program = str(ROOT / "launch" / f"{name}.py")
-    with tempfile.NamedTemporaryFile("r+") as out, tempfile.NamedTemporaryFile("r+") as errors:
-        outputs = [out.name, errors.name]
-        process = context.Process(target=_become, args=(program, options, str(cwd), environment, outputs))
-        process.start()
-        process.join(timeout=TIMEOUT)
-        if process.exitcode is None:
-            process.kill()
-            raise subprocess.TimeoutExpired([program, *options], TIMEOUT, out.read(), errors.read())
-        return subprocess.CompletedProcess([program, *options], process.exitcode, out.read(), errors.read())
+    files = [tempfile.NamedTemporaryFile("r+"), tempfile.NamedTemporaryFile("r+")]  # noqa: SIM115
+    process = context.Process(
+        target=_become, args=(program, options, str(cwd), environment, [file.name for file in files])
+    )
+    process.start()
+    return Command(process, files)
+
+
+def run(name: str, cwd: Path, *options: str, environment: dict[str, str]) -> subprocess.CompletedProcess:
+    """Runs `launch/<name>.py` with options in a folder; returns its exit code and the text of both outputs."""
+    return start(name, cwd, *options, environment=environment).wait()

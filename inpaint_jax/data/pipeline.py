@@ -96,22 +96,29 @@ def random_window(image: np.ndarray, size: int, seed: int, slot: int) -> np.ndar
     return image[top : top + size, left : left + size]
 
 
-def evaluation_batches(images: ImageSource, masks: np.ndarray, batch: int) -> Iterator[dict[str, np.ndarray]]:
+def evaluation_batches(
+    images: ImageSource, masks: np.ndarray, batch: int, host: int = 0, hosts: int = 1
+) -> Iterator[dict[str, np.ndarray]]:
     """Yields all examples in order, the last batch padded by repeating its first example at weight 0.
 
     Args:
         images: pictures, uint8 (H, W, 3) each.
         masks: uint8 (N, H, W, 1), mask i belongs to picture i.
+        batch: examples at a time over all hosts, a multiple of `hosts`.
+        host: this process; it reads the pictures of the `host`-th contiguous block of every batch.
 
     Yields:
-        {image: uint8 (batch, H, W, 3), mask: uint8 (batch, H, W, 1), weight: float32 (batch,), index: int32 (batch,)}.
+        {image: uint8 (batch / hosts, H, W, 3), mask: uint8 (batch / hosts, H, W, 1)} of this host, and of the whole
+        batch {weight: float32 (batch,), index: int32 (batch,)}.
     """
+    own = batch // hosts
     for start in range(0, len(masks), batch):
         real = list(range(start, min(start + batch, len(masks))))
         padded = real + real[:1] * (batch - len(real))
+        here = padded[host * own : (host + 1) * own]
         yield {
-            "image": np.stack([images[i] for i in padded]),
-            "mask": np.stack([masks[i] for i in padded]),
+            "image": np.stack([images[i] for i in here]),
+            "mask": np.stack([masks[i] for i in here]),
             "weight": np.asarray([1.0] * len(real) + [0.0] * (batch - len(real)), np.float32),
             "index": np.asarray(padded, np.int32),
         }
