@@ -137,8 +137,9 @@ def _end(error: BaseException) -> NoReturn:
     elif not _failure():
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             say("failed", f"process {jax.process_index()} has ended: {words}")
-            # With process 0 its words go too: the others look for them every second.
-            time.sleep(3)
+            if jax.process_index() == 0:
+                # With process 0 its words go too: the others look for them every second.
+                time.sleep(3)
     log.debug("traceback of the error", exc_info=error)
     if not isinstance(error, (*command_line.USERS_ERRORS, jax.errors.JaxRuntimeError)):
         traceback.print_exception(error)

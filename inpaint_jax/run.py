@@ -256,7 +256,7 @@ def begin_together(
     if jax.process_count() == 1:
         return begin(run, checkpoints, allow_changes)
     # Only what decides numbers: paths may differ from machine to machine.
-    known = {**run.fingerprints, "config": config_module.hashes(run.config)["resume"], "epochs": run.config.epochs}
+    known = {**run.fingerprints, "config": config_module.hashes(run.config)["resume"], "length": run.total_steps}
     if checkpoints:
         state, regime = begin(run, checkpoints, allow_changes)
         distributed.say("beginning", json.dumps({**known, "regime": regime.to_json()}))
