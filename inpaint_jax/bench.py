@@ -13,7 +13,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from inpaint_jax import bench_report, describe, inference, models, regimes, run, state, stopwatch, task, train
+from inpaint_jax import bench_report, describe, inference, models, regimes, run, startup, state, stopwatch, task, train
 from inpaint_jax import config as config_module
 
 log = logging.getLogger("inpaint_jax")
@@ -27,7 +27,7 @@ class Options:
     """How to measure.
 
     Attributes:
-        mode: "train" or "infer".
+        mode: "train", "infer" or, which takes none of the others, "startup".
         phase: of the regime, to train; "" = the first that trains both networks, or else the first.
         batch: pictures at once in inference; 0 = `config.batch_size`.
         steps, repeats, warmup: of `stopwatch.pace_of`.
@@ -280,6 +280,12 @@ def run_benchmark(
     Raises:
         ValueError: one sentence on what is wrong with config, data, options or the earlier result.
     """
+    if options.mode == "startup":
+        figures = {"config": name, "mode": "startup", **startup.measure(config)}
+        startup.show(figures, name)
+        if as_json:
+            bench_report.print_json(figures)
+        return 0
     earlier = bench_report.read(against) if against else None  # before anything is measured
     figures = bench(config, name, options)
     bench_report.show(figures)

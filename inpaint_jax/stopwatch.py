@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
-MATMUL_SIDES = {"cpu": (512, 1024, 2048), "accelerator": (4096, 8192, 16384)}  # of the square matrices
+MATMUL_SIDES = {"cpu": (512, 1024, 2048), "accelerator": (4096, 8192)}  # of the square matrices
 _CACHE_HIT = "/jax/compilation_cache/cache_hits"
 
 

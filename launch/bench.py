@@ -1,7 +1,8 @@
-"""Measures how fast a config trains or fills on this machine.
+"""Measures how fast a config trains, fills or starts on this machine.
 
     python launch/bench.py --config configs/unet_cosine.py:quick                     # a training step, and its data
     python launch/bench.py --config configs/unet_cosine.py --mode infer --batch 16   # one picture, and 16 at once
+    python launch/bench.py --config configs/unet_cosine.py:quick --mode startup      # from command to first step
     python launch/bench.py --config configs/unet_cosine.py --config.batch_size=64 --config.dtype=bfloat16 --json
     python launch/bench.py --config configs/unet_cosine.py:quick --json > before.json
     python launch/bench.py --config configs/unet_cosine.py:quick --against before.json   # after a change: ratios
@@ -21,7 +22,7 @@ from inpaint_jax import command_line
 from inpaint_jax import config as config_module
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "config file, with :quick or :tiny to shrink it")
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "infer"], "what to measure: train, or infer")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "infer", "startup"], "what to measure: train, infer or startup")
 _JSON = flags.DEFINE_bool("json", False, "print one JSON object as the last line")
 _PHASE = flags.DEFINE_string("phase", "", "phase of config.regime to train; default the first of both networks")
 _BATCH = flags.DEFINE_integer("batch", None, "infer: pictures at once; default config.batch_size", lower_bound=1)
@@ -36,8 +37,9 @@ _AGAINST = flags.DEFINE_string("against", None, "file with an earlier result (--
 
 def _main() -> int:
     config = command_line.require(_CONFIG)
-    other = {"train": (_BATCH,), "infer": (_PHASE, _EMBEDDED)}[_MODE.value]
-    for flag in other:
+    of_steps = (_STEPS, _REPEATS, _WARMUP, _CACHE, _PROFILE, _AGAINST)
+    other = {"train": (_BATCH,), "infer": (_PHASE, _EMBEDDED), "startup": (_BATCH, _PHASE, _EMBEDDED, *of_steps)}
+    for flag in other[_MODE.value]:
         if flag.present:
             raise flags.ValidationError(f"--{flag.name} has no meaning with --mode={_MODE.value}: leave it out")
     config_module.validate(config)  # before JAX is imported, so that the answer comes at once

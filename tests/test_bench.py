@@ -12,7 +12,7 @@ import jax
 import pytest
 
 from configs import unet_cosine
-from inpaint_jax import bench, bench_report, describe, state, step, stopwatch
+from inpaint_jax import bench, bench_report, describe, state, step
 
 TINY = f"{forked_commands.ROOT / 'configs' / 'unet_cosine.py'}:tiny"
 TWO_DEVICES = f"{fast_compilation.ONE_DEVICE} --xla_force_host_platform_device_count=2"
@@ -44,6 +44,7 @@ def check_rates(figures: dict) -> None:
     assert figures["achieved_flops_per_s"] == pytest.approx(achieved, rel=1e-4)
     assert figures["matmul_share"] == pytest.approx(achieved / figures["matmul_flops_per_s"], rel=1e-4)
     assert 0 < figures["matmul_share"] < 1
+    assert 1e8 < figures["matmul_flops_per_s"] < 1e16
     memory = figures["program_memory_bytes"]
     assert memory["peak"] == memory["arguments"] + memory["outputs"] + memory["temporary"]
     assert figures["peak_memory_bytes"] > memory["peak"]
@@ -180,7 +181,3 @@ def test_a_phase_can_be_chosen_and_both_networks_are_the_default():
     assert bench.phase_of(config, "").phase == "warm"
     with pytest.raises(ValueError, match=r"--phase=both: the phases of this config are warm, judge"):
         bench.phase_of(config, "both")
-
-
-def test_the_matrix_rate_is_of_the_machine():
-    assert 1e8 < stopwatch.matmul_flops("float32") < 1e16
