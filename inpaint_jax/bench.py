@@ -130,6 +130,7 @@ def _train(config: ml_collections.ConfigDict, name: str, options: Options) -> di
             "image_size": config.image_size,
             "batch_size": images,
             **compiling,
+            "data_source": config.data.source,
             **loop.bare(hosted, options).figures(images),
             "host_to_device_bytes_per_step": sum(x.nbytes for x in jax.tree.leaves(hosted[0])),
             "host_to_device_ms": stopwatch.transfer_ms(hosted * options.repeats, loop.put),
@@ -287,7 +288,13 @@ def run_benchmark(
             bench_report.print_json(figures)
         return 0
     earlier = bench_report.read(against) if against else None  # before anything is measured
-    figures = bench(config, name, options)
+    try:
+        figures = bench(config, name, options)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        setting = "--batch" if options.batch else "config.batch_size"
+        raise ValueError(f"out of memory: lower {setting} ({str(error).splitlines()[0]})") from error
     bench_report.show(figures)
     if earlier is not None:
         figures["against"] = bench_report.compare(earlier, figures)

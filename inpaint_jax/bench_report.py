@@ -9,7 +9,7 @@ from typing import Any
 log = logging.getLogger("inpaint_jax")
 
 # Of two results that are compared these should be equal.
-SETTING = ("config_hash", "mode", "phase", "device", "devices", "dtype", "image_size", "batch_size")
+SETTING = ("config_hash", "mode", "phase", "device", "devices", "dtype", "image_size", "batch_size", "data_source")
 # What is compared, and whether more is better.
 COMPARED = {
     "ms_per_step": False,

@@ -9,10 +9,11 @@ from pathlib import Path
 import fast_compilation
 import forked_commands
 import jax
+import numpy as np
 import pytest
 
 from configs import unet_cosine
-from inpaint_jax import bench, bench_report, describe, state, step
+from inpaint_jax import bench, bench_report, describe, run, startup, state, step
 
 TINY = f"{forked_commands.ROOT / 'configs' / 'unet_cosine.py'}:tiny"
 TWO_DEVICES = f"{fast_compilation.ONE_DEVICE} --xla_force_host_platform_device_count=2"
@@ -64,7 +65,7 @@ def test_training_figures_fit_together(trained):
     _, _, figures = trained
     assert (figures["mode"], figures["phase"], figures["trains"]) == ("train", "joint", "joint")
     assert (figures["batch_size"], figures["image_size"], figures["dtype"]) == (4, 32, "float32")
-    assert (figures["device"], figures["devices"]) == ("cpu", 2)
+    assert (figures["device"], figures["devices"], figures["data_source"]) == ("cpu", 2, "procedural_normals")
     check_pace(figures, images=4)
     check_rates(figures)
     assert figures["host_to_device_bytes_per_step"] == 4 * 32 * 32 * 3 + 4 * 4, "pictures and their slots"
@@ -142,9 +143,10 @@ def test_ratios_say_what_is_better(capsys):
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        (("--mode=draw",), 2, "should be one of <train|infer>"),
+        (("--mode=draw",), 2, "should be one of <train|infer|startup>"),
         (("--batch=2",), 2, "--batch has no meaning with --mode=train"),
         (("--mode=infer", "--phase=joint"), 2, "--phase has no meaning with --mode=infer"),
+        (("--mode=startup", "--repeats=2"), 2, "--repeats has no meaning with --mode=startup"),
         (("--steps=0",), 2, "--steps=0"),
         (("--phase=warm",), 1, "--phase=warm: the phases of this config are joint"),
         (("--against=absent.json",), 1, "'absent.json' cannot be read"),
@@ -181,3 +183,33 @@ def test_a_phase_can_be_chosen_and_both_networks_are_the_default():
     assert bench.phase_of(config, "").phase == "warm"
     with pytest.raises(ValueError, match=r"--phase=both: the phases of this config are warm, judge"):
         bench.phase_of(config, "both")
+
+
+@pytest.mark.slow
+def test_a_start_is_taken_apart_and_its_error_is_told(tmp_path):
+    figures = figures_of(command(tmp_path, "--mode=startup", "--json"))
+    assert (figures["mode"], figures["device"]) == ("startup", "cpu")
+    for name in ("cold", "warm"):
+        parts = {part: seconds for part, seconds in figures[name].items() if part != "total_s"}
+        assert set(parts) == set(startup.PARTS)
+        assert min(parts.values()) > 0
+        assert sum(parts.values()) == pytest.approx(figures[name]["total_s"], rel=1e-3)
+    assert figures["warm"]["compile_s"] < figures["cold"]["compile_s"]
+    assert figures["help_s"] > 0
+    ran = command(tmp_path, "--mode=startup", "--config.data.source=folder", "--config.data.path=absent")
+    assert ran.returncode == 1
+    assert ran.stderr.splitlines()[-1].startswith("error: there is no folder 'absent': set config.data.path")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_the_first_state_has_the_same_bits_however_it_is_compiled(tmp_path, monkeypatch):
+    config = unet_cosine.get_config("tiny")
+    assembled = run.assemble(config, "tiny", tmp_path, trains=False)
+    monkeypatch.delenv("XLA_FLAGS")  # which choose for the tests' programs, and were read at the beginning
+    quickly, _ = run.first_state(assembled)
+    create = jax.jit(
+        lambda: state.create_state(config, assembled.system.optimizers),
+        compiler_options={"xla_backend_optimization_level": 3},
+    )
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(quickly), jax.device_get(create()))
