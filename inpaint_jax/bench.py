@@ -136,13 +136,7 @@ def _train(config: ml_collections.ConfigDict, name: str, options: Options) -> di
             "host_to_device_ms": stopwatch.transfer_ms(hosted * options.repeats, loop.put),
         }
         log.info("measuring the trainer's loop with its data")
-        # Twice the same pictures: the second time as in all epochs but the first, from memory where they fit.
-        first, later = (loop.with_data(options.steps * options.repeats) for _ in range(2))
-        for prefix, (seconds, wait) in (("first_epoch_", first), ("", later)):
-            figures[f"{prefix}data_wait_share"] = wait / seconds
-            figures[f"{prefix}trainer_images_per_s"] = options.steps * options.repeats * images / seconds
-            trained_share = figures[f"{prefix}trainer_images_per_s"] / figures["images_per_s"]
-            figures[f"{prefix}trainer_share"] = trained_share
+        figures |= _with_data(loop, options.steps * options.repeats, images, figures["images_per_s"])
         if options.profile:
             loop.profile(hosted, options.profile)
     return {
@@ -150,6 +144,23 @@ def _train(config: ml_collections.ConfigDict, name: str, options: Options) -> di
         **_memory(program),
         "gflops_per_image": describe.step_gflops(config, kind, frozen_groups),
     }
+
+
+def _with_data(loop: "_Loop", steps: int, images: int, bare: float) -> dict[str, float]:
+    """Returns figures of the trainer's loop, twice over the same pictures, beside the pace of the step alone.
+
+    The second time is as all epochs but the first: the pictures come from memory where they fit.
+    """
+    figures = {}
+    for prefix in ("first_epoch_", ""):
+        seconds, wait = loop.with_data(steps)
+        pace = steps * images / seconds
+        figures |= {
+            f"{prefix}data_wait_share": wait / seconds,
+            f"{prefix}trainer_images_per_s": pace,
+            f"{prefix}trainer_share": pace / bare,
+        }
+    return figures
 
 
 def _memory(program: jax.stages.Compiled) -> dict[str, Any]:
