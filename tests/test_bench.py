@@ -205,6 +205,7 @@ def test_a_start_is_taken_apart_and_its_error_is_told(tmp_path):
 @pytest.mark.slow
 def test_the_first_state_has_the_same_bits_however_it_is_compiled(tmp_path, monkeypatch):
     config = unet_cosine.get_config("tiny")
+    config.discriminator.name = "none"
     assembled = run.assemble(config, "tiny", tmp_path, trains=False)
     monkeypatch.delenv("XLA_FLAGS")  # which choose for the tests' programs, and were read at the beginning
     quickly, _ = run.first_state(assembled)
