@@ -123,7 +123,7 @@ def _overlap(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
 def tell_of_profile(folder: Path) -> None:
     """Says how to look at a trace."""
     log.info(
-        "the trace is below %s/plugins/profile: pip install tensorboard-plugin-profile && tensorboard --logdir %s; "
+        "the trace is below %s/plugins/profile: pip install xprof && tensorboard --logdir %s; "
         "or drop its .trace.json.gz on https://ui.perfetto.dev",
         folder, folder,
     )  # fmt: skip
