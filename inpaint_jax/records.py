@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 
 from inpaint_jax import config as config_module
-from inpaint_jax import describe, environment, guard, health, image_files, network_picture, run_folder
+from inpaint_jax import describe, environment, guard, health, image_files, run_folder
 from inpaint_jax.monitor import Monitor
 from inpaint_jax.run import Run
 
@@ -102,6 +102,9 @@ class Records:
         if step == 0 or not (run.workdir / run_folder.NETWORKS).exists():
             for name, table in describe.parameter_tables(run.config).items():
                 self.monitor.text(step, f"parameters/{name}", table)
+            # Here: a run that goes on has its picture, and need not wait for matplotlib.
+            from inpaint_jax import network_picture
+
             picture = network_picture.draw_networks(run.config)
             image_files.write_png(run.workdir / run_folder.NETWORKS, picture)
             self.monitor.picture(step, "networks", picture)

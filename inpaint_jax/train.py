@@ -25,7 +25,6 @@ from inpaint_jax import (
     full_disk,
     guard,
     regimes,
-    report,
     run_folder,
     weights,
 )
@@ -392,6 +391,9 @@ def finish(run: Run, checkpoints: checkpoint.Checkpoints) -> None:
     evaluate.write_results(run.workdir, results)
     evaluate.log_results(results)
     log.info("pictures and figures are in %s", run.workdir / run_folder.TEST)
+    # Here: no step waits for matplotlib.
+    from inpaint_jax import report
+
     with full_disk.skipping(run.workdir / run_folder.REPORT):
         report.write_report(run.workdir)
         log.info("the report is %s", run.workdir / run_folder.REPORT)

@@ -59,3 +59,41 @@ def test_without_a_discriminator_it_counts_the_generator_alone(tiny_config):
     assert figures["discriminator_parameters"] == 0
     expected = 3 * figures["generator_gflops_per_image"]
     assert figures["train_gflops_per_image"] == pytest.approx(expected, abs=2e-4)
+
+
+def test_operations_of_a_step_are_those_of_its_passes(tiny_config):
+    shapes = describe.task.input_shapes(tiny_config)
+    g = describe.forward_gflops(describe.models.build_generator(tiny_config), shapes["generator"])
+    d = describe.forward_gflops(describe.models.build_discriminator(tiny_config), shapes["discriminator"])
+    expected = {
+        "joint": 3 * g + 7 * d,
+        "generator": 3 * g + 2 * d,
+        "reconstruction": 3 * g,
+        "discriminator": g + 6 * d,
+    }
+    for kind, operations in expected.items():
+        assert describe.step_gflops(tiny_config, kind) == pytest.approx(operations, rel=1e-9), kind
+    held = describe.step_gflops(tiny_config, "joint", ("discriminator",))
+    assert held == pytest.approx(3 * g + 3 * d, rel=1e-9)
+    tiny_config.regime.order = "sequential"
+    assert describe.step_gflops(tiny_config, "joint") == pytest.approx(4 * g + 8 * d, rel=1e-9)
+
+
+def test_a_frozen_encoder_has_no_gradients_of_weights_and_none_at_all_without_a_layer_before_it(tiny_config):
+    tiny_config.generator.update({"name": "vgg_unet", "output": "tanh", "refine": 0, "residual": False})
+    tiny_config.vgg.update({"weights": "random", "width": 4})
+    tiny_config.discriminator.name = "none"
+    tiny_config.losses = type(tiny_config.losses)()
+    for inputs, left_out in ((("masked", "mask"), 1), (("masked",), 2)):
+        tiny_config.task.inputs = inputs
+        vgg = describe.forward_gflops(describe.VGG16(4), (32, 32, 3), {"blocks": 5})
+        both = describe.step_gflops(tiny_config, "generator")
+        frozen = describe.step_gflops(tiny_config, "generator", ("generator/vgg",))
+        assert both - frozen == pytest.approx(left_out * vgg, rel=1e-9), inputs
+
+
+def test_attention_is_counted_beside_its_convolutions():
+    layer, positions, channels = describe.SelfAttention(), 6 * 4, 16
+    projections = positions * channels * (2 + 2 + channels)
+    products = positions**2 * (2 + channels)
+    assert describe.forward_gflops(layer, (6, 4, channels), {}) == 2 * (projections + products) / 1e9

@@ -1,0 +1,59 @@
+"""Measures how fast a config trains, fills or starts on this machine.
+
+    python launch/bench.py --config configs/unet_cosine.py:quick                     # a training step, and its data
+    python launch/bench.py --config configs/unet_cosine.py --mode infer --batch 16   # one picture, and 16 at once
+    python launch/bench.py --config configs/unet_cosine.py:quick --mode startup      # from command to first step
+    python launch/bench.py --config configs/unet_cosine.py --config.batch_size=64 --config.dtype=bfloat16 --json
+    python launch/bench.py --config configs/unet_cosine.py:quick --json > before.json
+    python launch/bench.py --config configs/unet_cosine.py:quick --against before.json   # after a change: ratios
+
+Any field of the config can be set, as for launch/main.py. Programs are compiled anew, so that compiling is measured
+too; --cache takes them from where training keeps them. With --json the last line is one JSON object.
+
+Exit codes: 0 measured; 1 an error with a message; 2 wrong usage.
+"""
+
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from inpaint_jax import command_line
+from inpaint_jax import config as config_module
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "config file, with :quick or :tiny to shrink it")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "infer", "startup"], "what to measure: train, infer or startup")
+_JSON = flags.DEFINE_bool("json", False, "print one JSON object as the last line")
+_PHASE = flags.DEFINE_string("phase", "", "phase of config.regime to train; default the first of both networks")
+_BATCH = flags.DEFINE_integer("batch", None, "infer: pictures at once; default config.batch_size", lower_bound=1)
+_STEPS = flags.DEFINE_integer("steps", 10, "steps of one repeat", lower_bound=1)
+_REPEATS = flags.DEFINE_integer("repeats", 5, "repeats, of which the median is taken", lower_bound=1)
+_WARMUP = flags.DEFINE_integer("warmup", 3, "steps before, which do not count", lower_bound=1)
+_CACHE = flags.DEFINE_bool("cache", False, "take compiled programs from the cache of launch/main.py, and keep them")
+_EMBEDDED = flags.DEFINE_bool("embedded_data", False, "train: on pictures that come along, not the config's data set")
+_PROFILE = flags.DEFINE_string("profile", None, "folder for a trace of a few steps, for TensorBoard's profiler")
+_AGAINST = flags.DEFINE_string("against", None, "file with an earlier result (--json > FILE) to compare with")
+
+
+def _main() -> int:
+    config = command_line.require(_CONFIG)
+    of_steps = (_STEPS, _REPEATS, _WARMUP, _CACHE, _PROFILE, _AGAINST)
+    other = {"train": (_BATCH,), "infer": (_PHASE, _EMBEDDED), "startup": (_BATCH, _PHASE, _EMBEDDED, *of_steps)}
+    for flag in other[_MODE.value]:
+        if flag.present:
+            raise flags.ValidationError(f"--{flag.name} has no meaning with --mode={_MODE.value}: leave it out")
+    config_module.validate(config)  # before JAX is imported, so that the answer comes at once
+    command_line.prepare_jax(config.deterministic)
+    from inpaint_jax import bench
+
+    options = bench.Options(
+        mode=_MODE.value, phase=_PHASE.value, batch=_BATCH.value or 0, steps=_STEPS.value, repeats=_REPEATS.value,
+        warmup=_WARMUP.value, cache=_CACHE.value, embedded_data=_EMBEDDED.value,
+        profile=Path(_PROFILE.value) if _PROFILE.value else None,
+    )  # fmt: skip
+    name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).name
+    return bench.run_benchmark(config, name, options, _JSON.value, Path(_AGAINST.value) if _AGAINST.value else None)
+
+
+if __name__ == "__main__":
+    command_line.run(_main, __doc__)
