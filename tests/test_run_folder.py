@@ -122,7 +122,7 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path):
 
 @pytest.mark.parametrize("tail", ["", '{"step": 3, "los', '{"step": 3}'])
 def test_rows_go_on_after_a_kill_in_the_middle_of_one(tmp_path, tail):
-    path = tmp_path / "timing.jsonl"
+    path = tmp_path / "rows.jsonl"
     rows = write_rows(path, range(1, 3), tail) + ([{"step": 3}] if tail.endswith("}") else [])
     file = run_folder.RowFile(path)
     file.write([{"step": 7}, {"step": 8}])

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from inpaint_jax import image_files, run_folder
+from inpaint_jax import image_files, json_files, run_folder
 
 log = logging.getLogger("inpaint_jax")
 
@@ -158,8 +158,10 @@ def examine(prepared: PreparedSet, cache: Path | None) -> dict[str, tuple[int, s
     """
     if cache is not None and cache.exists():
         try:
-            stored = json.loads(cache.read_text())
+            stored = json_files.read(cache)
             if (stored["version"], stored["identity"]) == (MANIFEST_VERSION, prepared.identity):
+                if stored["sha256"] != json_files.digest(stored["records"]):
+                    raise ValueError("it is not as it was written")
                 return {name: (side, picture) for name, (side, picture) in stored["records"].items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             log.warning("the manifest %s is unreadable (%s) and is made anew", cache, error)
@@ -178,6 +180,7 @@ def examine(prepared: PreparedSet, cache: Path | None) -> dict[str, tuple[int, s
         records = {record_name(*place): found for place, found in zip(places, pool.map(look, places), strict=True)}
     if cache is not None:
         content = {"version": MANIFEST_VERSION, "identity": prepared.identity, "records": records}
+        content["sha256"] = json_files.digest(records)
         run_folder.write_text(cache, json.dumps(content, indent=0))
     return records
 
