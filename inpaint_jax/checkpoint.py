@@ -24,6 +24,7 @@ log = logging.getLogger("inpaint_jax")
 LAST, BEST = "last", "best"
 MARGIN = 1_000_000  # bytes of space beside the arrays of a checkpoint, for its other files
 _NAMES = ocp.step.standard_name_format(step_prefix="step")
+_NOTES = "_CHECKPOINT_METADATA"  # of Orbax
 ASIDE = "set_aside"  # folder of checkpoints that are damaged, or newer than the state that a run goes on from
 
 
@@ -261,10 +262,28 @@ class Checkpoints:
 def _open(folder: Path, keep: int) -> ocp.CheckpointManager:
     """Returns a manager of the checkpoints below a folder, which is made."""
     full_disk.remove_unfinished(folder)
+    _leave_out_damaged_times(folder)
     # Best generators are deleted by `Checkpoints.wait`.
     kept = keep if folder.name == LAST else None
     options = ocp.CheckpointManagerOptions(max_to_keep=kept, create=True, step_name_format=_NAMES)
     return ocp.CheckpointManager(folder.resolve(), options=options)
+
+
+def _leave_out_damaged_times(folder: Path) -> None:
+    """Renames Orbax's notes on when a checkpoint was written where they are damaged, and says so.
+
+    Orbax would open none of the checkpoints then, and what counts in the one concerned has hashes of its own.
+    """
+    for found in _NAMES.find_all(folder.resolve()) if folder.is_dir() else ():
+        try:
+            with _damage():
+                str(found.commit_timestamp)
+        except integrity.DamagedError as error:
+            notes = Path(found.path) / _NOTES
+            if not notes.exists():
+                continue  # then Orbax takes the folder's own time
+            notes.rename(notes.with_name(f"damaged{_NOTES}"))
+            log.warning("%s is damaged (%s) and left out: it holds times alone", notes, error)
 
 
 def _best_step(run: dict[str, Any]) -> int:

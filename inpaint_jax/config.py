@@ -186,7 +186,7 @@ def from_json(text: str | bytes) -> ml_collections.ConfigDict:
         return ml_collections.ConfigDict(tuples(found))
     # Also for names that a ConfigDict keeps for itself, such as "update".
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"it holds no config: {error}") from error
+        raise ValueError(f"it holds no config: {_brief(error)}") from error
 
 
 def read_stored(path: Path) -> ml_collections.ConfigDict:
@@ -204,7 +204,14 @@ def read_stored(path: Path) -> ml_collections.ConfigDict:
             raise ValueError("it holds no config")
         return on_base(found)
     except ValueError as error:
-        raise ValueError(f"{str(path)!r} is damaged ({error}): restore it, or start over with --restart") from error
+        raise ValueError(
+            f"{str(path)!r} is damaged ({_brief(error)}): restore it, or start over with --restart"
+        ) from error
+
+
+def _brief(error: Exception) -> str:
+    # ml_collections and values of fields can fill pages.
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def read_run(folder: Path) -> ml_collections.ConfigDict:
@@ -235,7 +242,7 @@ def on_base(found: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
             config.regime.phases[name] = common.phase(phase.trains)
             config.regime.phases[name].update(phase)
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"it holds no config: {error}") from error
+        raise ValueError(f"it holds no config: {_brief(error)}") from error
     _check_types(flatten(config), flatten(common.base()))
     return config
 

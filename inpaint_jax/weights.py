@@ -123,7 +123,8 @@ def load_generator(folder: Path) -> tuple[ml_collections.ConfigDict, dict]:
         config, written = _read_description(folder / CONFIG)
         variables = full_precision(safetensors.numpy.load(content))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
-        raise ValueError(f"the generator in {str(folder)!r} is damaged ({error}): copy it anew") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise ValueError(f"the generator in {str(folder)!r} is damaged ({reason}): copy it anew") from error
     expected = jax.eval_shape(lambda: initial_variables(config))["generator"]
     if jax.tree.map(jnp.shape, variables) != jax.tree.map(jnp.shape, expected):
         raise ValueError(f"the weights in {str(folder)!r} are not of the generator in its {CONFIG}: copy both anew")

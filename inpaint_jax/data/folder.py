@@ -214,7 +214,14 @@ def loader(root: Path, names: Sequence[str], size: int, fit: str) -> Callable[[i
     """Returns index -> uint8 (size, size, 3), read from the file and fitted; `fit` "whole" leaves the picture as is."""
 
     def load(index: int) -> np.ndarray:
-        image = image_files.read_rgb(root / names[index])
+        try:
+            image = image_files.read_rgb(root / names[index])
+        except image_files.ImageFileError as error:
+            # All were read before the first step: this one went away, or was damaged, since then. No other picture
+            # takes its place, since the same command shall give the same run.
+            raise image_files.ImageFileError(
+                f"{error} It could be read when this command began: bring it back, and run the same command again."
+            ) from error
         return image if fit == "whole" else image_files.fit_square(image, size, fit)
 
     return load
