@@ -138,7 +138,7 @@ def change_masks(config, workdir: Path) -> None:
     [
         (change_rate, False, r"began with another config(.|\n)*\n  optimizer\.learning_rate: \S+ -> 0\.5$"),
         (change_width, False, r"began with another config(.|\n)*\n  generator\.width: \d+ -> \d+$"),
-        (change_width, True, "the state of step 8 cannot be read into these networks .*: use the config it was made with"),
+        (change_width, True, "the state of step 8 cannot be read into these networks .*: use the config"),
         (change_picture, False, "the (train|val) split.* changed since this run began.*--restart"),
         (change_masks, False, "the validation masks changed since this run began.*--restart"),
     ],
