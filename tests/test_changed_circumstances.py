@@ -11,12 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import fast_compilation
-import forked_commands
 import jax
 import mutations
 import numpy as np
 import pytest
-from PIL import Image
 
 from configs import unet_cosine
 from inpaint_jax import checkpoint, image_files, mask_sets, run, run_folder, train
@@ -25,7 +23,6 @@ from inpaint_jax.state import TrainState
 
 ROOT = Path(__file__).parents[1]
 STEPS = 10  # after each change of devices
-CHANGES = (1, 2, 4, 3)
 
 
 # Devices.
@@ -84,11 +81,15 @@ def go_on(own: run.Run, folder: Path, programs: dict[int, Callable]) -> Went:
     return Went(begun, np.concatenate(slots), losses, saved)
 
 
-def test_a_run_goes_on_on_another_number_of_devices(on_devices, tmp_path):
-    """From 1 to 2 to 4 to 3: the state to the bit, the same slots, and the losses of a run that goes on on one."""
+@pytest.mark.parametrize("counts", [(1, 3), pytest.param((1, 2, 4, 3), marks=pytest.mark.slow)], ids=str)
+def test_a_run_goes_on_on_another_number_of_devices(on_devices, tmp_path, counts):
+    """The state to the bit, the same slots, and for ten steps the losses of a run that goes on on one device.
+
+    All numbers take minutes: python -m pytest -n 0 -m slow tests/test_changed_circumstances.py -k devices
+    """
     programs: dict[int, Callable] = {}
-    earlier = go_on(on_devices(CHANGES[0]), tmp_path / "run", programs)
-    for number, count in enumerate(CHANGES[1:], 1):
+    earlier = go_on(on_devices(counts[0]), tmp_path / "run", programs)
+    for number, count in enumerate(counts[1:], 1):
         shutil.copytree(tmp_path / "run", tmp_path / f"one{number}")
         expected = go_on(on_devices(1), tmp_path / f"one{number}", programs)
         now = go_on(on_devices(count), tmp_path / "run", programs)
@@ -165,6 +166,15 @@ class ZstdCompressor:
 class ZstdDecompressor:
     def decompress(self, data): return zlib.decompress(data[11:])
 """
+# Programs as a command compiles them, one for each kind of damage.
+PROGRAMS = """
+from inpaint_jax import command_line
+command_line.prepare_jax()
+import jax, numpy as np
+x = np.linspace(0, 1, 99, dtype=np.float32)
+for number in range(6):
+    print(np.asarray(jax.jit(lambda x: jax.numpy.sin(x + number).cumsum())(x)).tobytes().hex())
+"""
 DAMAGES: dict[str, Callable[[bytes, random.Random], bytes]] = {
     "flip": mutations.flip,
     "cut": mutations.cut,
@@ -175,9 +185,14 @@ DAMAGES: dict[str, Callable[[bytes, random.Random], bytes]] = {
 }
 
 
-def environment(cache: Path, **more: str) -> dict[str, str]:
+def start(cwd: Path, cache: Path, *words: str | Path, packages: Path | None = None) -> subprocess.CompletedProcess:
+    """Runs Python anew: a process that has imported JAX already would not look into this cache."""
     keeps = {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    return {**os.environ, "XLA_FLAGS": fast_compilation.ONE_DEVICE, **keeps, **more}
+    path = os.pathsep.join([str(packages)] * bool(packages) + [str(ROOT)])
+    environment = {**os.environ, "XLA_FLAGS": fast_compilation.ONE_DEVICE, **keeps, "PYTHONPATH": path}
+    ran = subprocess.run([sys.executable, *words], cwd=cwd, env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    return ran
 
 
 def damage(cache: Path, draw: random.Random) -> int:
@@ -190,46 +205,35 @@ def damage(cache: Path, draw: random.Random) -> int:
     return len(entries)
 
 
-def test_damaged_compiled_programs_change_nothing(make_generator, tmp_path):
-    """What is damaged is noticed, by a checksum, and compiled anew."""
-    make_generator(tmp_path / "model", unet_cosine.get_config("tiny"))
-    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
-    Image.fromarray(noise).save(tmp_path / "a.png")
-    Image.fromarray(np.uint8(noise[..., 0] > 200) * 255).save(tmp_path / "m.png")
+def test_damaged_compiled_programs_are_compiled_anew(tmp_path):
+    """By a checksum, which zstandard would leave out: with it, a flipped bit ended in a crash."""
     (tmp_path / "packages").mkdir()
     (tmp_path / "packages/zstandard.py").write_text(ZSTANDARD)
-    options = ["--model=model", "--image=a.png", "--mask=m.png"]
-    path = os.pathsep.join([str(tmp_path / "packages"), os.environ.get("PYTHONPATH", "")])
-    subprocess.run(
-        [sys.executable, ROOT / "launch/inpaint.py", *options, "--out=0.png"], cwd=tmp_path, check=True,
-        env=environment(tmp_path / "cache", PYTHONPATH=path), capture_output=True,
-    )  # fmt: skip
-    for entry in (tmp_path / "cache").glob("*-cache"):
-        zlib.decompress(entry.read_bytes())  # which checks
-    for number in (1, 2):
-        assert damage(tmp_path / "cache", random.Random(number)) > 0
-        command = forked_commands.run(
-            "inpaint", tmp_path, *options, f"--out={number}.png", environment=environment(tmp_path / "cache")
-        )
-        assert command.returncode == 0, command.stderr
-        assert "Error reading persistent compilation cache entry" in command.stderr
-        assert (tmp_path / f"{number}.png").read_bytes() == (tmp_path / "0.png").read_bytes()
+    cache = tmp_path / "cache"
+    sound = start(tmp_path, cache, "-c", PROGRAMS, packages=tmp_path / "packages")
+    entries = {entry: entry.read_bytes() for entry in cache.glob("*-cache")}
+    assert len(entries) >= len(DAMAGES)
+    for content in entries.values():
+        zlib.decompress(content)  # which checks
+    again = start(tmp_path, cache, "-c", PROGRAMS, packages=tmp_path / "packages")
+    assert (again.stdout, again.stderr) == (sound.stdout, "")
+    damage(cache, random.Random(0))
+    damaged = start(tmp_path, cache, "-c", PROGRAMS)
+    assert damaged.stdout == sound.stdout
+    assert "Error reading persistent compilation cache entry" in damaged.stderr
 
 
 @pytest.mark.slow
 def test_damaged_compiled_programs_change_no_row_of_a_run(tmp_path):
     """Minutes: python -m pytest -n 0 -m slow tests/test_changed_circumstances.py -k row"""
-    config = f"--config={ROOT / 'configs/unet_cosine.py'}:tiny"
+    config, cache = f"--config={ROOT / 'configs/unet_cosine.py'}:tiny", tmp_path / "cache"
 
     def rows(name: str) -> str:
-        command = forked_commands.run(
-            "main", tmp_path, config, f"--workdir={name}", environment=environment(tmp_path / "cache")
-        )
-        assert command.returncode == 0, command.stderr
+        start(tmp_path, cache, ROOT / "launch/main.py", config, f"--workdir={name}")
         return (tmp_path / name / "metrics.jsonl").read_text()
 
     expected = rows("sound")
     assert rows("again") == expected
     for number in range(len(DAMAGES)):
-        assert damage(tmp_path / "cache", random.Random(number)) > 3
+        assert damage(cache, random.Random(number)) > 3
         assert rows(f"damaged{number}") == expected

@@ -111,7 +111,7 @@ def damage(source: Path, target: Path, kinds: tuple, seed: int) -> None:
     target.write_bytes(mutations.mutated(source.read_bytes(), kinds, seed))
 
 
-@tries(60, 3000)
+@tries(40, 1000)
 @pytest.mark.parametrize("name", [weights.WEIGHTS, weights.CONFIG])
 def test_damaged_generators(finished_run, copied, name, tries):
     folder, found = copied / "generator", Outcomes()
@@ -134,7 +134,7 @@ def test_damaged_configs_of_a_run(finished_run, copied, tries):
     assert found["refused"] > tries / 2
 
 
-@tries(250, 8000)
+@tries(250, 4000)
 @pytest.mark.parametrize("name", [run_folder.METRICS, run_folder.TIMING])
 def test_damaged_rows(finished_run, copied, name, tries):
     path, found = copied / name, Outcomes()
@@ -162,7 +162,7 @@ def test_damaged_rows(finished_run, copied, name, tries):
         *((name, 15) for name in (run_folder.TIMING, "log.txt")),
         pytest.param(run_folder.METRICS, 100, marks=pytest.mark.slow),  # the curves take a second
         *(
-            pytest.param(name, 1500, marks=pytest.mark.slow)
+            pytest.param(name, 500, marks=pytest.mark.slow)
             for name in (run_folder.CONFIG, run_folder.ENVIRONMENT, report.RESULTS, run_folder.TIMING)
         ),
     ],
@@ -209,7 +209,7 @@ def test_damaged_files_of_a_comparison(finished_run, copied, tmp_path, name, tri
     assert found["refused"] > tries / 4, found
 
 
-@tries(120, 3000)
+@tries(100, 1500)
 def test_damaged_lists_of_checked_pictures(finished_run, copied, tries):
     """What is damaged is made anew: pictures and splits are the same."""
     made, found = finished_run[0], Outcomes()
@@ -259,7 +259,7 @@ def kinds_of(content: bytes) -> tuple:
     return mutations.JSON
 
 
-@tries(40, 1000)
+@tries(30, 300)
 def test_damaged_files_of_checkpoints(finished_run, assembled, copied, tries):
     """The run goes on from the newest state that is as it was saved, bit by bit; each file of the newest is damaged."""
     states = {}
