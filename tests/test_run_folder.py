@@ -123,7 +123,7 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("name", "tail", "message"),
     [
-        ("metrics.jsonl", '{"step": 3, "lo\n', r"line 3 .*Unterminated string"),
+        ("metrics.jsonl", '{"step": 3, "lo\n', r"line 3 .*Invalid control character"),
         ("metrics.jsonl", '{"step": 2, "split": "train"}\n', r"line 3 .*\(its step is 2, after 2\)"),
         ("metrics.jsonl", '{"step": 1, "split": "val"}\n', r"line 3 .*\(its step is 1, after 2\)"),
         ("metrics.jsonl", '{"step": "3", "split": "train"}\n', r"line 3 .*\(its step is \"3\"\)"),
