@@ -244,7 +244,7 @@ def test_damaged_lists_of_checked_pictures(finished_run, copied, tries):
     assert set(found) == {"same"}, found
 
 
-@tries(150, 3000)
+@tries(200, 3000)
 def test_damaged_masks(finished_run, copied, tries):
     found, path = Outcomes(), next(copied.glob(MASKS))
     made = finished_run[0]
