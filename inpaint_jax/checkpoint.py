@@ -24,6 +24,7 @@ log = logging.getLogger("inpaint_jax")
 LAST, BEST = "last", "best"
 MARGIN = 1_000_000  # bytes of space beside the arrays of a checkpoint, for its other files
 _NAMES = ocp.step.standard_name_format(step_prefix="step")
+_NOTES = "_CHECKPOINT_METADATA"  # of Orbax
 ASIDE = "set_aside"  # folder of checkpoints that are damaged, or newer than the state that a run goes on from
 
 
@@ -261,6 +262,7 @@ class Checkpoints:
 def _open(folder: Path, keep: int) -> ocp.CheckpointManager:
     """Returns a manager of the checkpoints below a folder, which is made."""
     full_disk.remove_unfinished(folder)
+    _leave_out_damaged_times(folder)
     # Best generators are deleted by `Checkpoints.wait`.
     kept = keep if folder.name == LAST else None
     # Of several processes the first alone saves: states are the same in all of them.
@@ -277,6 +279,23 @@ class _Manager(ocp.CheckpointManager):
         # The loop asks, once for each step. Orbax would ask again in a thread of its own, for a step that may lie
         # back, and the processes could agree on one that has passed.
         return False
+
+
+def _leave_out_damaged_times(folder: Path) -> None:
+    """Renames Orbax's notes on when a checkpoint was written where they are damaged, and says so.
+
+    Orbax would open none of the checkpoints then, and what counts in the one concerned has hashes of its own.
+    """
+    for found in _NAMES.find_all(folder.resolve()) if folder.is_dir() else ():
+        try:
+            with _damage():
+                str(found.commit_timestamp)
+        except integrity.DamagedError as error:
+            notes = Path(found.path) / _NOTES
+            if not notes.exists():
+                continue  # then Orbax takes the folder's own time
+            notes.rename(notes.with_name(f"damaged{_NOTES}"))
+            log.warning("%s is damaged (%s) and left out: it holds times alone", notes, error)
 
 
 def _best_step(run: dict[str, Any]) -> int:

@@ -208,5 +208,8 @@ def prepare_jax(deterministic: bool = False) -> None:
     cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "inpaint_jax" / "xla"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+    # JAX packs those programs with zstandard where it is installed, without a checksum: with a flipped bit they crash.
+    # With zlib, which has one, what is damaged is compiled anew. None is as if it were not installed.
+    sys.modules.setdefault("zstandard", None)
     if deterministic and "xla_gpu_deterministic_ops" not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true".strip()

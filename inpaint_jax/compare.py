@@ -26,6 +26,7 @@ LABEL_VALUE = 24  # characters of a field's value there
 # What has to be the same for figures to be comparable: where it stands in results.json, and what it is.
 _SAME = ((("dataset", "fingerprint"), "test pictures"), (("images",), "numbers of test pictures"),
          (("mask_set",), "test masks"))  # fmt: skip
+_NEEDED = (("metrics",), ("baselines",), ("hashes", "group"))
 
 Run = dict[str, Any]  # folder, seed, config (flattened, without the seed), results
 Group = dict[str, Any]  # label, lines (of the label), config (name), runs (by seed)
@@ -44,8 +45,31 @@ def read_run(folder: Path) -> Run | None:
     results = experiment.read_results(folder)
     if results is None:
         return None
-    flat = config_module.flatten(config_module.from_json((folder / run_folder.CONFIG).read_text()))
-    return {"folder": folder, "seed": flat.pop("seed"), "config": flat, "results": results}
+    flat = config_module.flatten(config_module.from_json((folder / run_folder.CONFIG).read_bytes()))
+    # Results are those of exactly this config, so that what is wrong in it was wrong in the run.
+    return {"folder": folder, "seed": flat.pop("seed"), "config": flat, "results": _complete(results, folder)}
+
+
+def _complete(results: dict, folder: Path) -> dict:
+    """Returns results that hold all that a comparison needs; ValueError if they do not."""
+    missing = [".".join(keys) for keys in (*(keys for keys, _ in _SAME), *_NEEDED) if not _has(results, keys)]
+    if not missing and results["metrics"]:
+        methods = results["baselines"].items()
+        missing = [f"baselines.{name}" for name, values in methods if not results["metrics"].keys() <= values.keys()]
+    if missing or not results["metrics"]:
+        raise ValueError(
+            f"test/results.json in {str(folder)!r} has no {(missing or ['metrics'])[0]}: restore it, or run the "
+            "command of the run again after removing it"
+        )
+    return results
+
+
+def _has(results: dict, keys: Sequence[str]) -> bool:
+    for key in keys:
+        if key not in results:
+            return False
+        results = results[key]
+    return True
 
 
 def find_runs(folders: Sequence[Path], skip_unfinished: bool) -> list[Run]:
@@ -105,7 +129,7 @@ def check_comparable(runs: Sequence[Run]) -> None:
                 f"{str(run['folder'])!r} has {', '.join(run['results']['metrics'])}; run the older command again"
             )
         for metric, value in run["results"]["metrics"].items():
-            if not np.isfinite(value):
+            if value is None or not np.isfinite(value):
                 raise ValueError(f"the run {str(run['folder'])!r} has {metric} = {value}, no number: leave it out")
         key = run["results"]["hashes"]["group"], run["seed"]
         if key in seen:

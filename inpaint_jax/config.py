@@ -9,7 +9,7 @@ from typing import Any
 import ml_collections
 
 from configs import common
-from inpaint_jax import run_folder
+from inpaint_jax import json_files, run_folder
 
 # A resumed run may differ in these (prefixes of flattened keys): where things lie, how much is reported, how the work
 # is spread, how fast data is read. Everything else decides numbers, and must stay.
@@ -169,15 +169,24 @@ def to_json(config: ml_collections.ConfigDict) -> str:
     return json.dumps(json.loads(config.to_json(sort_keys=True)), indent=2, sort_keys=True) + "\n"
 
 
-def from_json(text: str) -> ml_collections.ConfigDict:
-    """Reads what `to_json` wrote; lists become tuples again, as configs hold them."""
+def from_json(text: str | bytes) -> ml_collections.ConfigDict:
+    """Reads what `to_json` wrote; lists become tuples again, as configs hold them.
+
+    Raises:
+        ValueError: it is no JSON, or no config.
+    """
 
     def tuples(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: tuples(inner) for key, inner in value.items()}
         return tuple(tuples(inner) for inner in value) if isinstance(value, list) else value
 
-    return ml_collections.ConfigDict(tuples(json.loads(text)))
+    found = json_files.parse(text)
+    try:
+        return ml_collections.ConfigDict(tuples(found))
+    # Also for names that a ConfigDict keeps for itself, such as "update".
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"it holds no config: {_brief(error)}") from error
 
 
 def read_stored(path: Path) -> ml_collections.ConfigDict:
@@ -190,13 +199,19 @@ def read_stored(path: Path) -> ml_collections.ConfigDict:
         ValueError: it is damaged, or holds no config.
     """
     try:
-        found = from_json(path.read_text())
+        found = from_json(path.read_bytes())
         if "epochs" not in found:
             raise ValueError("it holds no config")
         return on_base(found)
-    # What is JSON and no mapping fails where it is taken for one.
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{str(path)!r} is damaged ({error}): restore it, or start over with --restart") from error
+    except ValueError as error:
+        raise ValueError(
+            f"{str(path)!r} is damaged ({_brief(error)}): restore it, or start over with --restart"
+        ) from error
+
+
+def _brief(error: Exception) -> str:
+    # ml_collections and values of fields can fill pages.
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def read_run(folder: Path) -> ml_collections.ConfigDict:
@@ -215,12 +230,20 @@ def take_resumable(config: ml_collections.ConfigDict, other: ml_collections.Conf
 
 
 def on_base(found: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """Returns a stored config with every field that today's base has besides."""
+    """Returns a stored config with every field that today's base has besides.
+
+    Raises:
+        ValueError: a field that the base has is of another type there.
+    """
     config = common.base()
-    config.update(found)
-    for name, phase in config.regime.phases.items():
-        config.regime.phases[name] = common.phase(phase.trains)
-        config.regime.phases[name].update(phase)
+    try:
+        config.update(found)
+        for name, phase in config.regime.phases.items():
+            config.regime.phases[name] = common.phase(phase.trains)
+            config.regime.phases[name].update(phase)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"it holds no config: {_brief(error)}") from error
+    _check_types(flatten(config), flatten(common.base()))
     return config
 
 
@@ -353,9 +376,17 @@ def _validate_fields(config: ml_collections.ConfigDict) -> None:
         close = difflib.get_close_matches(key, base, 1)
         meant = f"did you mean config.{close[0]}?" if close else "all fields stand in configs/common.py"
         raise ValueError(f"config.{key} is no field of a config: {meant}")
-    for key, default in base.items():
+    for key in base:
         if key not in flat:
             raise ValueError(f"config.{key} is missing: let the config file start from common.base()")
+    _check_types(flat, base)
+
+
+def _check_types(flat: dict[str, Any], base: dict[str, Any]) -> None:
+    """Raises ValueError for a field of another type than in the base config; both are flattened."""
+    for key, default in base.items():
+        if key not in flat or f"{key}.".startswith(FREE):
+            continue
         kind, words = _TYPES[type(default)]
         value = flat[key]
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):

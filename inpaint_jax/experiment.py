@@ -4,7 +4,6 @@ Every run is the training command itself in a process of its own, which goes on 
 config and tests. Here is only what lies around it: which runs there are, which are finished, and what became of each.
 """
 
-import json
 import logging
 import shlex
 import signal
@@ -16,7 +15,7 @@ from types import FrameType
 from typing import Any
 
 from inpaint_jax import config as config_module
-from inpaint_jax import run_folder
+from inpaint_jax import json_files, results_file, run_folder
 from inpaint_jax.experiment_plan import PlannedRun
 
 log = logging.getLogger("inpaint_jax")
@@ -31,14 +30,13 @@ ERROR_LINES = 12  # of a failed run's message
 def read_results(folder: Path) -> dict[str, Any] | None:
     """Returns `test/results.json` of a run folder if it belongs to the folder's config; None for an unfinished run."""
     try:
-        results = json.loads((folder / run_folder.TEST / "results.json").read_text())
-        asked = config_module.hashes(config_module.from_json((folder / run_folder.CONFIG).read_text()))["config"]
+        results = results_file.read(folder / run_folder.TEST / "results.json")
+        asked = config_module.hashes(config_module.from_json((folder / run_folder.CONFIG).read_bytes()))["config"]
         # After more epochs were begun, the results of the fewer ones still lie there.
         return results if results.get("hashes", {}).get("config") == asked else None
     except FileNotFoundError:
         return None
-    # What is JSON, but no config or no results, fails where its fields are looked for.
-    except (ValueError, TypeError, AttributeError) as error:
+    except ValueError as error:
         raise ValueError(
             f"the run folder {str(folder)!r} holds damaged JSON ({error}): restore or remove it"
         ) from error
@@ -161,12 +159,13 @@ class Record:
     def __init__(self, root: Path, runs: Sequence[PlannedRun]):
         self._path = root / RECORD
         try:
-            self.rows: dict[str, dict] = json.loads(self._path.read_text())["runs"] if self._path.exists() else {}
-        except (ValueError, KeyError) as error:
+            self.rows: dict[str, dict] = json_files.read(self._path)["runs"] if self._path.exists() else {}
+            for row in self.rows.values():
+                if row["state"] == RUNNING:  # of a command that was killed
+                    row["state"] = INTERRUPTED
+                row["seconds"] = float(row["seconds"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{str(self._path)!r} is damaged ({error}): remove it, no run is lost") from error
-        for row in self.rows.values():
-            if row["state"] == RUNNING:  # of a command that was killed
-                row["state"] = INTERRUPTED
         for run in runs:
             earlier = self.rows.get(run.name, {})
             row = {"state": WAITING, "command": shlex.join(run.command), "seconds": earlier.get("seconds", 0.0)}

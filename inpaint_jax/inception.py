@@ -225,13 +225,8 @@ def load_inception(path: Path) -> tuple[Parameters, str]:
         raise ValueError(f"{path}: {_WHAT} are read from .safetensors alone, as a .pth is a pickle; once: {CONVERSION}")
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file of weights: mend the path")
-    try:
-        with safetensors.safe_open(path, "numpy") as file:
-            return _parameters(set(file.keys()), file.get_tensor, path)
-    except PermissionError:
-        raise
-    except (OSError, safetensors.SafetensorError) as error:
-        raise ValueError(f"{path} is damaged, or not what its name says ({error}): convert it anew") from error
+    with weight_files.damage_of(path, "convert it anew"), safetensors.safe_open(path, "numpy") as file:
+        return _parameters(set(file.keys()), file.get_tensor, path)
 
 
 def _parameters(names: set[str], read: Callable[[str], np.ndarray], path: Path) -> tuple[Parameters, str]:

@@ -155,12 +155,17 @@ def load_masks(path: str | os.PathLike) -> EvaluationMasks:
     try:
         with np.load(path, allow_pickle=False) as file:
             identity, shapes, packed, size = (file[key] for key in ("id", "shapes", "packed", "size"))
+        height, width = (int(side) for side in size)
+        if packed.dtype != np.uint8 or packed.ndim != 2 or packed.shape[1] != -(-height * width // 8):
+            raise ValueError(f"its bits are of shape {packed.shape}")
     # A flipped bit in an archive can surface as nearly any error; each means the same to the reader.
     except Exception as error:
+        # Some messages hold the file itself.
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise ValueError(
-            f"{path} is not a readable set of evaluation masks ({error}); delete it and draw it again"
+            f"{path} is not a readable set of evaluation masks ({reason}); delete it and draw it again"
         ) from error
-    masks = EvaluationMasks(str(identity), shapes, packed, int(size[0]), int(size[1]))
+    masks = EvaluationMasks(str(identity), shapes, packed, height, width)
     if not masks.id.endswith(_identity_end(packed, masks.height, masks.width)):
         raise ValueError(f"{path} is damaged: its masks do not match its id {masks.id}; delete it and draw it again")
     return masks

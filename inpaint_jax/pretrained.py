@@ -189,7 +189,8 @@ def _load_stored() -> tuple[Parameters, dict[str, np.ndarray]]:
             block: weight_files.checked(flat.get(f"{_LINEAR}/{block}"), (channels,), path, f"{_LINEAR}/{block}")
             for block, channels in weight_files.block_widths().items()
         }
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
+    # The last three: what safetensors raises for kinds of numbers that NumPy does not have.
+    except (OSError, ValueError, safetensors.SafetensorError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"the VGG16 weights at {path} are damaged ({error}): run '{COMMAND}' again") from error
     return vgg16, linear
 

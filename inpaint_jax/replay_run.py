@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from inpaint_jax import checkpoint, environment, health, integrity, regimes, run_folder
+from inpaint_jax import checkpoint, environment, health, integrity, json_files, regimes, run_folder
 from inpaint_jax import config as config_module
 from inpaint_jax.run import Run, assemble, check_same, first_state
 from inpaint_jax.state import RegimeState, TrainState, create_state
@@ -188,8 +188,12 @@ def other_environment(folder: Path) -> list[str]:
     path = folder / run_folder.ENVIRONMENT
     if not path.is_file():
         return []
-    then, now = json.loads(path.read_text()), environment.describe_environment()
-    pairs = {name: (then.get(name), now[name]) for name in ("python", "platform", "devices")}
-    packages = then.get("packages", {})
+    now = environment.describe_environment()
+    try:
+        then = json_files.read(path)
+        packages = dict(then.get("packages", {}))
+        pairs = {name: (then.get(name), now[name]) for name in ("python", "platform", "devices")}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{str(path)!r} is damaged ({error}): remove it, the replay does not need it") from error
     pairs |= {name: (packages.get(name), version) for name, version in now["packages"].items()}
     return [f"{name}: {earlier} -> {today}" for name, (earlier, today) in pairs.items() if earlier != today]

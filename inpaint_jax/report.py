@@ -12,7 +12,7 @@ from typing import Any
 import ml_collections
 from PIL import Image
 
-from inpaint_jax import buckets, curves, pages, reproduction, run_folder
+from inpaint_jax import buckets, curves, json_files, pages, reproduction, results_file, run_folder
 from inpaint_jax import config as config_module
 from inpaint_jax.metrics import direction_of
 
@@ -84,9 +84,13 @@ def _load(workdir: Path) -> dict[str, Any]:
         return run_folder.read_rows(path)
 
     run: dict[str, Any] = {"workdir": workdir, "missing": missing}
-    for key, name in (("config", run_folder.CONFIG), ("results", RESULTS), ("environment", run_folder.ENVIRONMENT)):
-        value = read(name, lambda path: json.loads(path.read_text(encoding="utf-8")))
-        run[key] = value if isinstance(value, dict) else {}
+    readers = {
+        "config": (run_folder.CONFIG, _read_config),
+        "results": (RESULTS, results_file.read),
+        "environment": (run_folder.ENVIRONMENT, _read_environment),
+    }
+    for key, (name, how) in readers.items():
+        run[key] = read(name, how) or {}
     hashes = config_module.hashes(ml_collections.ConfigDict(run["config"])) if run["config"] else {}
     if run["results"] and hashes and run["results"].get("hashes") != hashes:
         # As after more epochs were asked for, until the test that follows them.
@@ -104,6 +108,22 @@ def _load(workdir: Path) -> dict[str, Any]:
     fallback = Path(given[1]).name if given else workdir.resolve().name
     run["name"] = str(run["results"].get("config", fallback))
     return run
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    found = json_files.read(path)
+    config_module.on_base(config_module.from_json(json.dumps(found)))  # or it is none
+    return found
+
+
+def _read_environment(path: Path) -> dict[str, Any]:
+    """Returns what is known of the machine; ValueError where it is of another kind than a run writes."""
+    found, kinds = json_files.read(path), {"command": list, "devices": list, "packages": dict}
+    if not isinstance(found, dict) or not all(
+        isinstance(found.get(name, kind()), kind) for name, kind in kinds.items()
+    ):
+        raise ValueError("it does not describe a machine")
+    return found
 
 
 def _header(run: dict) -> str:

@@ -301,7 +301,7 @@ def log_earlier_run(run: Run, step: int, regime: RegimeState, last: dict[str, di
         if row := last.get(split):
             # The others are many, and stand in the row.
             shown = [name for name in row if name in ("loss/generator", "loss/discriminator") or name.endswith("_hole")]
-            numbers = "  ".join(f"{name} {row[name]:.4g}" for name in shown if row[name] is not None)
+            numbers = "  ".join(f"{name} {row[name]:.4g}" for name in shown if isinstance(row[name], int | float))
             log.info("last %s row, step %d: %s", split, row["step"], numbers)
     if regime.best is not None:
         log.info("best %s so far: %.4f at step %d", run.config.regime.monitor, regime.best, regime.best_step)

@@ -6,11 +6,11 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from inpaint_jax import full_disk
+from inpaint_jax import full_disk, json_files
 
 CONFIG, METRICS, TIMING, LOG = "config.json", "metrics.jsonl", "timing.jsonl", "log.txt"
 CHECKPOINTS, SAMPLES, TENSORBOARD, TEST, GENERATOR = "checkpoints", "samples", "tensorboard", "test", "generator"
@@ -23,6 +23,9 @@ OWN = (
     *(CHECKPOINTS, METRICS, TIMING, LOG, SAMPLES, TENSORBOARD, TEST, GENERATOR, ENVIRONMENT, NETWORKS, REPORT),
     *(WANDB, WANDB_ID, CONFIG, REPLAY),
 )
+_MOST = 2**31  # steps, epochs, seconds and images of a row stay below
+# What every row of a file has beside its step, and what it is.
+_FIELDS = {METRICS: {"split": str}, TIMING: dict.fromkeys(("seconds", "images", "data_wait_s"), int | float)}
 
 
 def default_workdir(config_path: str) -> Path:
@@ -185,23 +188,44 @@ def iterate_rows(path: Path) -> Iterator[dict]:
     """Yields the rows of a `.jsonl` file, none if it is missing; a last line cut short by a kill is left out.
 
     Raises:
-        ValueError: a damaged line that is not the last.
+        ValueError: a damaged line that no kill explains, or a row of metrics out of the order of its step.
     """
     if not path.exists():
         return
-    damaged = None
+    damaged, fields = None, _FIELDS.get(path.name, {})
+    last_step, splits = -1, set()
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if damaged:
                 raise ValueError(f"line {number - 1} of {path} is damaged ({damaged}): mend or remove it") from damaged
             try:
-                row = json.loads(line, object_pairs_hook=_row)
-                if not isinstance(row, dict) or "step" not in row:
-                    raise ValueError("no row of a step")
+                row = json_files.parse(line, _row)
+                _check_row(row, fields)
+                if path.name == METRICS:
+                    splits = set() if row["step"] > last_step else splits
+                    if row["step"] < last_step or row["split"] in splits:
+                        raise ValueError(f"its step is {row['step']}, after {last_step}")
+                    last_step = row["step"]
+                    splits.add(row["split"])
             except ValueError as error:
                 damaged = error
             else:
                 yield row
+    # A kill leaves half a line, and a disk that loses its power zeros.
+    if damaged and line.endswith(b"\n") and line.strip(b"\0\n"):
+        raise ValueError(f"line {number} of {path} is damaged ({damaged}): mend or remove it") from damaged
+
+
+def _check_row(row: Any, fields: Mapping[str, Any]) -> None:
+    if not isinstance(row, dict) or "step" not in row:
+        raise ValueError("no row of a step")
+    for name, kind in {"step": int, **fields}.items():
+        if not isinstance(row.get(name), kind) or isinstance(row[name], bool):
+            raise ValueError(f"its {name} is {json.dumps(row.get(name))[:40]}")
+    for name in ("step", "epoch", *fields):
+        # Numbers that no run has; a comparison with nan is false, so nan is refused too.
+        if isinstance(row.get(name), int | float) and not 0 <= row[name] < _MOST:
+            raise ValueError(f"its {name} is {json.dumps(row[name])[:40]}")
 
 
 def _row(pairs: list[tuple[str, Any]]) -> dict:

@@ -8,10 +8,9 @@ The files of Keras and D. Frossard hold the first weights of Simonyan and Zisser
 weight of a perceptual loss that suits one does not suit the other.
 """
 
+import contextlib
 import re
-import zipfile
-import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import h5py
@@ -24,6 +23,7 @@ MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, R
 CAFFE_MEAN = (123.68, 116.779, 103.939)  # RGB, of 0 … 255
 SUFFIXES = (".h5", ".hdf5", ".safetensors", ".npz")
 CONVOLUTIONS, WIDTH_FACTORS = (2, 2, 3, 3, 3), (1, 2, 4, 8, 8)  # of the blocks; features / those of the first
+_LARGEST = 1 << 28  # bytes of an array; a damaged or malicious size must not fill the memory
 # Places in `features`, where ReLU and pooling count too.
 _TORCHVISION = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
 
@@ -90,16 +90,26 @@ def read_vgg16(path: Path, width: int = 64) -> Parameters:
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file of weights: mend the path")
     reader = {".safetensors": _read_safetensors, ".npz": _read_npz}.get(path.suffix, _read_keras)
-    try:
+    with damage_of(path, "copy it anew"):
         return reader(path, width)
+
+
+@contextlib.contextmanager
+def damage_of(path: Path, mend: str) -> Iterator[None]:
+    """Turns whatever a library raises while it reads a damaged file of weights into a ValueError.
+
+    h5py, NumPy and safetensors let nearly any error through where a file's own tables are damaged. Errors that name
+    the file already, and those of permissions, stay as they are.
+    """
+    try:
+        yield
     except PermissionError:
         raise
-    # The last four: what h5py and NumPy raise where a file's own tables are damaged.
-    except (
-        *(OSError, safetensors.SafetensorError, zipfile.BadZipFile, zlib.error, EOFError),
-        *(KeyError, TypeError, RuntimeError, NotImplementedError),
-    ) as error:
-        raise ValueError(f"{path} is damaged, or not what its name says ({error}): copy it anew") from error
+    except Exception as error:
+        if isinstance(error, ValueError) and str(error).startswith(str(path)):
+            raise
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path} is damaged, or not what its name says ({first[:200]}): {mend}") from error
 
 
 def from_caffe_input(parameters: Parameters, bgr: bool) -> Parameters:
@@ -111,6 +121,9 @@ def from_caffe_input(parameters: Parameters, bgr: bool) -> Parameters:
 
     Args:
         bgr: the input's channels are blue, green, red, as in Keras.
+
+    Raises:
+        ValueError: values that are too large to be converted.
     """
     first = parameters["block1_conv1"]
     kernel = first["kernel"].astype(np.float64)
@@ -119,7 +132,10 @@ def from_caffe_input(parameters: Parameters, bgr: bool) -> Parameters:
     scale, offset = 255 * np.array(DEVIATION), 255 * np.array(MEAN) - np.array(CAFFE_MEAN)
     bias = first["bias"] + np.einsum("hwio,i->o", kernel, offset)
     kernel = kernel * scale[:, None]
-    converted = {"kernel": np.asarray(kernel, np.float32, order="C"), "bias": bias.astype(np.float32)}
+    with np.errstate(over="ignore"):
+        converted = {"kernel": np.asarray(kernel, np.float32, order="C"), "bias": bias.astype(np.float32)}
+    if not all(np.isfinite(array).all() for array in converted.values()):
+        raise ValueError("the first convolution has values that float32 does not hold")
     return {**parameters, "block1_conv1": converted}
 
 
@@ -148,6 +164,8 @@ def _read_npz(path: Path, width: int) -> Parameters:
         raise ValueError(f"{path} is no .npz archive but a single array: give another file")
 
     def read(name: str) -> np.ndarray:
+        if (size := opened.zip.getinfo(f"{name}.npy").file_size) > _LARGEST:
+            raise ValueError(f"{path}: {name} takes {size} bytes unpacked, more than any layer: give another file")
         try:
             return opened[name]
         except ValueError as error:  # of pickled objects, and of damaged headers
@@ -197,13 +215,13 @@ def _checked_layer(kernel: object, bias: object, shape: tuple, path: Path, layer
 
 
 def _read_keras(path: Path, width: int) -> Parameters:
-    found: dict[str, list[np.ndarray]] = {}
+    found: dict[str, list[h5py.Dataset]] = {}
 
     def visit(name: str, item: h5py.Group | h5py.Dataset) -> None:
         # The nearest group counts; versions of Keras nest and name what is in it in their own ways.
         groups = [part for part in name.split("/")[:-1] if part in layers]
         if isinstance(item, h5py.Dataset) and groups:
-            found.setdefault(groups[0], []).append(item[()])
+            found.setdefault(groups[0], []).append(item)
 
     layers = layer_shapes(width)
     with h5py.File(path) as file:
@@ -213,16 +231,23 @@ def _read_keras(path: Path, width: int) -> Parameters:
         root.visit(names.append)
         _refuse_vgg19(names, path)
         root.visititems(visit)
-    result = {}
-    for layer, shape in layers.items():
-        if layer not in found:
-            raise _missing(path, layer, f"arrays in a group {layer!r}")
-        by_rank = {rank: [array for array in found[layer] if np.ndim(array) == rank] for rank in (4, 1)}
-        for rank, arrays in by_rank.items():
-            if len(arrays) != 1:
-                raise ValueError(
-                    f"{path}: the group {layer!r} has {len(arrays)} arrays of {rank} dimensions, not one: "
-                    "give a file with the weights alone"
-                )
-        result[layer] = _checked_layer(by_rank[4][0], by_rank[1][0], shape, path, layer)
+        result = {}
+        for layer, shape in layers.items():
+            if layer not in found:
+                raise _missing(path, layer, f"arrays in a group {layer!r}")
+            kernel, bias = (_only(found[layer], rank, path, layer) for rank in (4, 1))
+            result[layer] = _checked_layer(kernel, bias, shape, path, layer)
     return from_caffe_input(result, bgr=True)
+
+
+def _only(datasets: Iterable[h5py.Dataset], rank: int, path: Path, layer: str) -> np.ndarray:
+    """Returns the one array of so many dimensions."""
+    chosen = [dataset for dataset in datasets if dataset.ndim == rank]
+    if len(chosen) != 1:
+        raise ValueError(
+            f"{path}: the group {layer!r} has {len(chosen)} arrays of {rank} dimensions, not one: "
+            "give a file with the weights alone"
+        )
+    if (size := chosen[0].nbytes) > _LARGEST:
+        raise ValueError(f"{path}: an array of {layer} takes {size} bytes, more than any layer: give another file")
+    return chosen[0][()]

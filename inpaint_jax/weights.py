@@ -1,5 +1,6 @@
 """Generators as files: `generator.safetensors` and `config.json`, no pickles."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,10 +14,11 @@ import safetensors.numpy
 from flax import traverse_util
 
 from inpaint_jax import config as config_module
-from inpaint_jax import models, run_folder, task
+from inpaint_jax import json_files, models, run_folder, task
 from inpaint_jax.state import initial_variables
 
 WEIGHTS, CONFIG = "generator.safetensors", "config.json"
+_WEIGHTS_HASH = "weights_sha256"  # in the config's file; models that were saved before it was there have none
 SHIPPED = Path(__file__).with_name("shipped")  # the generators that come along, a folder each
 
 
@@ -41,7 +43,8 @@ def save_generator(folder: Path, variables: dict, config: ml_collections.ConfigD
     # One entry alone: the library writes several in an order that changes from run to run.
     content = safetensors.numpy.save(flat_arrays(variables, half), metadata={"format": "flax, kernels HWIO"})
     run_folder.write_bytes(folder / WEIGHTS, content)
-    run_folder.write_json(folder / CONFIG, description(config))
+    described = {**description(config), _WEIGHTS_HASH: hashlib.sha256(content).hexdigest()}
+    run_folder.write_json(folder / CONFIG, described)
     return (folder / WEIGHTS).stat().st_size / 1e6
 
 
@@ -116,14 +119,32 @@ def load_generator(folder: Path) -> tuple[ml_collections.ConfigDict, dict]:
                 f"{str(folder)!r} has no {name}: give a finished run folder, or its generator/ folder{names}"
             )
     try:
-        # Fields that came later have their defaults, which leave older models as they were.
-        stored = json.loads((folder / CONFIG).read_text())["config"]
-        config = config_module.on_base(config_module.from_json(json.dumps(stored)))
-        config_module.validate(config)
-        variables = full_precision(safetensors.numpy.load_file(folder / WEIGHTS))
+        content = (folder / WEIGHTS).read_bytes()
+        config, written = _read_description(folder / CONFIG)
+        variables = full_precision(safetensors.numpy.load(content))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
-        raise ValueError(f"the generator in {str(folder)!r} is damaged ({error}): copy it anew") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise ValueError(f"the generator in {str(folder)!r} is damaged ({reason}): copy it anew") from error
     expected = jax.eval_shape(lambda: initial_variables(config))["generator"]
     if jax.tree.map(jnp.shape, variables) != jax.tree.map(jnp.shape, expected):
         raise ValueError(f"the weights in {str(folder)!r} are not of the generator in its {CONFIG}: copy both anew")
+    if written is not None and hashlib.sha256(content).hexdigest() != written:
+        raise ValueError(f"the generator in {str(folder)!r} is damaged ({WEIGHTS} is not as written): copy both anew")
     return config, variables
+
+
+def _read_description(path: Path) -> tuple[ml_collections.ConfigDict, str | None]:
+    """Returns the config of a saved generator, and the SHA-256 of its weights where it is known.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: it is not as it was written.
+    """
+    described = json_files.read(path)
+    stored = config_module.from_json(json.dumps(described["config"]))
+    if config_module.hashes(stored)["config"] != described["hashes"]["config"]:
+        # One changed word could make of the same weights other fills, and nobody would see why.
+        raise ValueError(f"the config in {path.name} is not the one that its hash was made of")
+    # Fields that came later have their defaults, which leave older models as they were.
+    config = config_module.on_base(stored)
+    config_module.validate(config)
+    return config, described.get(_WEIGHTS_HASH)

@@ -20,11 +20,12 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 import jax  # noqa: E402
+import ml_collections  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 from configs import unet_cosine  # noqa: E402
-from inpaint_jax import train, weights  # noqa: E402
+from inpaint_jax import image_files, train, weights  # noqa: E402
 from inpaint_jax.data import pipeline  # noqa: E402
 from inpaint_jax.state import TrainState, create_state, initial_variables  # noqa: E402
 
@@ -89,6 +90,20 @@ def make_generator():
         weights.save_generator(folder / "generator", variables, config)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory) -> tuple[ml_collections.ConfigDict, Path]:
+    """The config and the folder of a finished run of eight steps on a folder of pictures, which nothing may change."""
+    root = tmp_path_factory.mktemp("finished")
+    noise = np.random.default_rng(0).integers(96, 160, (30, 32, 32, 3), np.uint8)
+    for number, pixels in enumerate(noise):
+        image_files.write_png(root / "maps" / f"{number}.png", pixels)
+    config = unet_cosine.get_config("tiny")
+    config.data.update({"source": "folder", "path": str(root / "maps"), "split_counts": (18, 6, 6)})
+    config.epochs, config.checkpoint_every_steps, config.data.cache_megabytes = 2, 2, 0
+    assert train.run_training(config, "unet_cosine.py:tiny", root / "run", False, False) == 0
+    return config, root / "run"
 
 
 def _normal_map(random: np.random.Generator, size: int) -> np.ndarray:

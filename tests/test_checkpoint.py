@@ -104,6 +104,24 @@ def test_a_damaged_checkpoint_is_never_restored_as_something_else(tmp_path, trie
     assert 0 < older < tries, "some places matter, and some do not"
 
 
+@pytest.mark.parametrize("notes", ["7", "{", "[" * 99_999, '{"commit_timestamp_nsecs": "x"}', "\0", '{"metrics": 3}'])
+def test_damaged_notes_on_times_cost_no_checkpoint(checkpoints, tmp_path, notes):
+    """Orbax would open none of them."""
+    for step in (1, 2):
+        save(checkpoints, step, best=True)
+    checkpoints.close()
+    for name in ("last", "best"):
+        (tmp_path / f"checkpoints/{name}/step_2/_CHECKPOINT_METADATA").write_text(notes)
+    again = Checkpoints(tmp_path / "checkpoints")
+    state, record = again.restore(state_of(0))
+    jax.tree.map(np.testing.assert_array_equal, state, state_of(2))
+    assert RegimeState.from_json(record["regime"]).best_step == 2
+    assert again.good_best_step(state_of(0).ema_params) == 2
+    save(again, 3, best=False)
+    again.close()
+    assert again.latest_step() == 3
+
+
 def test_a_checkpoint_set_aside_is_named_and_its_step_can_be_saved_again(checkpoints, tmp_path, caplog):
     for step in (1, 2):
         save(checkpoints, step, best=True)

@@ -129,7 +129,7 @@ def test_groups_without_a_loss_in_common_have_curves_of_what_validation_watches(
         config[key] = value
     assert compare_curves.common_value(groups) == "angular_error_deg_hole"
     assert compare_curves.draw_curves(groups) is None, "these runs logged nothing"
-    rows = [{"step": 1, "epoch": n, "split": "val", "angular_error_deg_hole": 9.0 - n} for n in (1, 2, 3)]
+    rows = [{"step": n, "epoch": n, "split": "val", "angular_error_deg_hole": 9.0 - n} for n in (1, 2, 3)]
     (runs / "fast/seed0/metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert compare_curves.draw_curves(groups).std() > 0
     config["regime.monitor"] = "psnr_db_hole"

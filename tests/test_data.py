@@ -1,5 +1,6 @@
 """Sources of pictures: folder trees, cached manifests, bad files, embedded maps and mask files."""
 
+import json
 import logging
 import os
 import shutil
@@ -95,6 +96,18 @@ def test_manifest_decodes_again_only_what_changed(tmp_path):
     # A mended file counts at once, even where size and time say nothing.
     overwrite(victim, content)
     assert names_of(data.load_splits(config, 32, cache)) == before
+
+
+def test_a_manifest_that_was_changed_is_made_anew(tmp_path):
+    """Its hashes decide the splits, and its verdicts which files are not looked at again."""
+    root, cache = write(tmp_path / "maps", TREE), tmp_path / "cache"
+    config = folder_config(root, split_counts=(5, 1, 1))
+    before = names_of(data.load_splits(config, 32, cache))
+    path = cache / "manifest.json"
+    hashes = [entry["hash"] for entry in json.loads(path.read_text())["files"].values()]
+    path.write_text(path.read_text().replace(hashes[0], "0" * 64).replace(hashes[1], "f" * 64))
+    assert names_of(data.load_splits(config, 32, cache)) == before
+    assert [entry["hash"] for entry in json.loads(path.read_text())["files"].values()] == hashes
 
 
 def test_damaged_manifest_is_made_anew(tmp_path):

@@ -140,6 +140,6 @@ def test_a_run_from_before_a_field_was_there_goes_on_with_the_fields_default(tmp
 @pytest.mark.parametrize("line", [b"garbage", b"{}", b"[1]", b'"step"', b"\xff\xfe\x00"])
 def test_a_damaged_row_is_named_by_its_line(tmp_path, line):
     path = tmp_path / "metrics.jsonl"
-    path.write_bytes(b'{"step": 1}\n' + line + b'\n{"step": 3}\n')
+    path.write_bytes(b'{"step": 1, "split": "train"}\n' + line + b'\n{"step": 3, "split": "train"}\n')
     with pytest.raises(ValueError, match=r"line 2 of .*metrics\.jsonl is damaged"):
         run_folder.read_rows(path)

@@ -120,9 +120,38 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path):
         run_folder.read_rows(path)
 
 
+@pytest.mark.parametrize(
+    ("name", "tail", "message"),
+    [
+        ("metrics.jsonl", '{"step": 3, "lo\n', r"line 3 .*Invalid control character"),
+        ("metrics.jsonl", '{"step": 2, "split": "train"}\n', r"line 3 .*\(its step is 2, after 2\)"),
+        ("metrics.jsonl", '{"step": 1, "split": "val"}\n', r"line 3 .*\(its step is 1, after 2\)"),
+        ("metrics.jsonl", '{"step": "3", "split": "train"}\n', r"line 3 .*\(its step is \"3\"\)"),
+        ("metrics.jsonl", '{"step": true, "split": "train"}\n', r"line 3 .*\(its step is true\)"),
+        ("metrics.jsonl", '{"step": 3}\n', r"line 3 .*\(its split is null\)"),
+        ("metrics.jsonl", '{"step": 3, "split": "val", "epoch": NaN}\n', r"line 3 .*\(its epoch is NaN\)"),
+        ("metrics.jsonl", '{"step": 3, "split": "val", "split": "train"}\n', r"line 3 .*a name stands twice"),
+        ("metrics.jsonl", "[" * 99_999 + "\n", r"line 3 .*nested too deep"),
+        ("timing.jsonl", '{"step": 3, "seconds": 1, "images": 4}\n', r"line 1 .*\(its seconds is null\)"),
+    ],
+    ids=str,
+)
+def test_a_damaged_line_that_no_kill_leaves_is_named(tmp_path, name, tail, message):
+    write_rows(tmp_path / name, range(1, 3), tail)
+    with pytest.raises(ValueError, match=message) as error:
+        run_folder.read_rows(tmp_path / name)
+    assert name in str(error.value)
+
+
+def test_a_last_line_of_zeros_is_left_out(tmp_path):
+    """As after a loss of power."""
+    rows = write_rows(tmp_path / "metrics.jsonl", range(1, 3), "\0" * 50 + "\n")
+    assert run_folder.read_rows(tmp_path / "metrics.jsonl") == rows
+
+
 @pytest.mark.parametrize("tail", ["", '{"step": 3, "los', '{"step": 3}'])
 def test_rows_go_on_after_a_kill_in_the_middle_of_one(tmp_path, tail):
-    path = tmp_path / "timing.jsonl"
+    path = tmp_path / "rows.jsonl"
     rows = write_rows(path, range(1, 3), tail) + ([{"step": 3}] if tail.endswith("}") else [])
     file = run_folder.RowFile(path)
     file.write([{"step": 7}, {"step": 8}])

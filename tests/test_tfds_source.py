@@ -251,6 +251,23 @@ def test_a_damaged_set_is_one_clear_sentence(data_dir, config, tmp_path):
             load_splits(config, 32)
 
 
+def test_a_set_cannot_have_a_module_imported(data_dir, config, tmp_path, monkeypatch):
+    """TFDS alone would import what features.json names, and so run it."""
+    config.name, config.path = "three", str(tmp_path)
+    shutil.copytree(data_dir / "three", tmp_path / "three")
+    (description,) = (tmp_path / "three").glob("*/features.json")
+    (tmp_path / "hostile.py").write_text(f"import pathlib\npathlib.Path({str(tmp_path / 'ran')!r}).touch()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    text = description.read_text()
+    own = "tensorflow_datasets.core.features.image_feature.Image"
+    assert own in text
+    for key in ("pythonClassName", "python_class_name"):
+        description.write_text(text.replace(own, "hostile.Image").replace("pythonClassName", key))
+        with pytest.raises(ValueError, match=r"'three' cannot be .*features\.json names the class hostile\.Image"):
+            load_splits(config, 32)
+    assert not (tmp_path / "ran").exists()
+
+
 def test_what_cannot_be_read_is_one_clear_sentence(data_dir, config, tmp_path):
     for config.name in ("no_such_set", "two:9.9.9"):
         with pytest.raises(ValueError, match=rf"{config.name}.*prepare it with file_format"):

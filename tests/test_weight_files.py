@@ -1,5 +1,6 @@
 """VGG16 weights of Keras, torchvision and D. Frossard: the same features, and clear words for what cannot be read."""
 
+import json
 import os
 import pickle
 from pathlib import Path
@@ -192,6 +193,43 @@ def test_a_damaged_file_is_one_clear_sentence(tmp_path, suffix):
             weight_files.read_vgg16(path, WIDTH)
         assert str(raised.value).startswith(str(path))
         assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("kind", ["BF16", "F8_E4M3", "F8_E5M2", "F4", "C64", "BOOL", "I64"])
+def test_numbers_of_other_kinds_are_refused(tmp_path, kind):
+    """NumPy has no word for some of them, and safetensors passes on whatever that ends in."""
+    bits = {"BF16": 16, "F4": 4, "C64": 64, "I64": 64}.get(kind, 8)
+    header, begin = {}, 0
+    for name, array in own_arrays(layers(WIDTH)).items():
+        end = begin + array.size * bits // 8
+        header[name] = {"dtype": kind, "shape": array.shape, "data_offsets": [begin, end]}
+        begin = end
+    text = json.dumps(header).encode()
+    path = tmp_path / "mine.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(begin))
+    with pytest.raises(ValueError, match=r"mine\.safetensors(:| is damaged).*(give|copy)"):
+        weight_files.read_vgg16(path, WIDTH)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".h5"])
+def test_an_array_too_large_for_a_layer_is_not_unpacked(tmp_path, monkeypatch, suffix):
+    monkeypatch.setattr(weight_files, "_LARGEST", 8000)  # bytes, so that the test need not fill the memory
+    arrays = layers(WIDTH) | {"block4_conv2": (np.zeros((3, 3, 999, 2), np.float32), np.zeros(16, np.float32))}
+    path = tmp_path / f"mine{suffix}"
+    if suffix == ".npz":
+        np.savez_compressed(path, **own_arrays(arrays))
+    else:
+        write_keras(path, arrays, "new")
+    with pytest.raises(ValueError, match=r"block4_conv2.* takes 7\d+ bytes.*more than any layer: give another file"):
+        weight_files.read_vgg16(path, WIDTH)
+
+
+def test_weights_that_the_conversion_makes_infinite_are_refused(tmp_path):
+    arrays = dict(layers(WIDTH))
+    arrays[LAYERS[0]] = (np.full((3, 3, 3, WIDTH), 3e38, np.float32), arrays[LAYERS[0]][1])
+    write_keras(tmp_path / "mine.h5", arrays, "new")
+    with pytest.raises(ValueError, match=r"mine\.h5 is damaged.*values that float32 does not hold"):
+        weight_files.read_vgg16(tmp_path / "mine.h5", WIDTH)
 
 
 def test_no_pickle_in_an_npz_is_read(tmp_path, monkeypatch):

@@ -140,6 +140,29 @@ def test_damaged_or_missing_files_are_named(saved, file, damage, message):
         weights.load_generator(folder)
 
 
+def test_one_changed_bit_or_word_is_noticed(saved):
+    """Both would give other fills, and nobody would see why."""
+    folder = saved[0]
+    whole = (folder / weights.WEIGHTS).read_bytes()
+    (folder / weights.WEIGHTS).write_bytes(whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:])
+    with pytest.raises(ValueError, match=r"damaged \(generator\.safetensors is not as written\): copy both anew"):
+        weights.load_generator(folder)
+    (folder / weights.WEIGHTS).write_bytes(whole)
+    described = json.loads((folder / weights.CONFIG).read_text())
+    described["config"]["task"]["fill"] = "mean" if described["config"]["task"]["fill"] != "mean" else "zero"
+    (folder / weights.CONFIG).write_text(json.dumps(described))
+    with pytest.raises(ValueError, match=r"the config in config\.json is not the one that its hash was made of"):
+        weights.load_generator(folder)
+
+
+def test_a_model_from_before_weights_had_a_hash_is_read(saved):
+    folder, _, variables, _ = saved
+    described = json.loads((folder / weights.CONFIG).read_text())
+    del described["weights_sha256"]
+    (folder / weights.CONFIG).write_text(json.dumps(described))
+    jax.tree.map(np.testing.assert_array_equal, weights.load_generator(folder)[1], variables)
+
+
 def test_a_folder_without_a_generator_says_what_to_give(tmp_path):
     with pytest.raises(ValueError, match=r"generator\.safetensors: give a finished run folder"):
         weights.load_generator(tmp_path)

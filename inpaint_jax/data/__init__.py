@@ -72,21 +72,26 @@ def _photographs(config: ml_collections.ConfigDict, size: int, cache: Path | Non
 def _folder(config: ml_collections.ConfigDict, size: int, cache: Path | None) -> Splits:
     root = _folder_root(config)
     smallest = size if config.fit == "crop" else 1
+    listing = cache and cache / folder.BAD_FILES
     if any(config.split_folders):
         if not all(config.split_folders):
             raise ValueError(f"config.data.split_folders = {tuple(config.split_folders)}: name all three, or none")
-        names_by_split, manifest = [], {}
-        for below in config.split_folders:
+        parts: list[dict[str, dict]] = []
+        for number, below in enumerate(config.split_folders):
             names = [f"{below}/{name}" for name in folder.find_images(root / below, "config.data.split_folders")]
-            part = folder.read_manifest(root, names, cache and cache / f"manifest_{len(names_by_split)}.json", 8)
-            names_by_split.append(folder.usable(part, smallest, config.skip_bad))
-            manifest.update(part)
-        _refuse_shared(names_by_split, manifest)
+            parts.append(folder.read_manifest(root, names, cache and cache / f"manifest_{number}.json", 8))
+        manifest = {name: entry for part in parts for name, entry in part.items()}
+        # All folders together: every bad file is listed at once, and skip_bad counts them all.
+        good = set(folder.usable(manifest, smallest, config.skip_bad, listing=listing))
+        names_by_split = [[name for name in part if name in good] for part in parts]
+        _refuse_shared(names_by_split, manifest, "config.data.split_folders")
     else:
         manifest = folder.read_manifest(root, folder.find_images(root), cache and cache / "manifest.json", 8)
-        names = folder.usable(manifest, smallest, config.skip_bad)
+        names = folder.usable(manifest, smallest, config.skip_bad, listing=listing)
         groups = [splits.group_of(name, manifest[name]["hash"], config.group_pattern) for name in names]
         names_by_split = [[names[i] for i in chosen] for chosen in _assign(config, groups)]
+        # Without a pattern, groups are the contents themselves.
+        _refuse_shared(names_by_split, manifest, "config.data.group_pattern")
     result = {}
     for split, names in zip(splits.SPLITS, names_by_split, strict=True):
         if split == "train" and config.limit:
@@ -103,14 +108,20 @@ def _folder(config: ml_collections.ConfigDict, size: int, cache: Path | None) ->
     return result
 
 
-def _refuse_shared(names_by_split: list[list[str]], manifest: dict[str, dict]) -> None:
-    """Raises ValueError if a picture's content lies in two splits: the test would be of pictures trained on."""
+def _refuse_shared(names_by_split: list[list[str]], manifest: dict[str, dict], setting: str) -> None:
+    """Raises ValueError if a picture's content lies in two splits: the test would be of pictures trained on.
+
+    Args:
+        setting: what decides the splits, for the message.
+    """
     first: dict[str, tuple[int, str]] = {}
     for split, names in enumerate(names_by_split):
         for name in names:
             earlier, twin = first.setdefault(manifest[name]["hash"], (split, name))
             if earlier != split:
-                raise ValueError(f"config.data.split_folders: {twin!r} and {name!r} are the same picture: remove one")
+                raise ValueError(
+                    f"{setting}: {twin!r} and {name!r} are the same picture, and would lie in two splits: remove one"
+                )
 
 
 def _assign(config: ml_collections.ConfigDict, groups: list[str]) -> list[list[int]]:

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from inpaint_jax import image_files, run_folder
+from inpaint_jax import image_files, json_files, run_folder
 from inpaint_jax.data.source import ImageSource
 
 log = logging.getLogger("inpaint_jax")
 
-MANIFEST_VERSION = 1
+MANIFEST_VERSION = 2
 LISTED = 10  # bad files in one message
+BAD_FILES = "bad_files.txt"  # all of them, where there are more
 
 
 def find_images(root: Path, setting: str = "config.data.path") -> list[str]:
@@ -88,10 +89,10 @@ def read_manifest(root: Path, names: Sequence[str], cache: Path | None, threads:
     earlier = {}
     if cache is not None and cache.exists():
         try:
-            stored = json.loads(cache.read_text())
-            if stored["version"] == MANIFEST_VERSION and stored["root"] == str(root.resolve()):
+            stored = _stored_manifest(cache)
+            if stored["root"] == str(root.resolve()):
                 earlier = stored["files"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             log.warning("the manifest %s is unreadable (%s) and is made anew", cache, error)
 
     def entry(name: str) -> dict:
@@ -110,12 +111,30 @@ def read_manifest(root: Path, names: Sequence[str], cache: Path | None, threads:
     if cache is not None and manifest != earlier:
         cache.parent.mkdir(parents=True, exist_ok=True)
         content = {"version": MANIFEST_VERSION, "root": str(root.resolve()), "files": manifest}
+        content["sha256"] = json_files.digest(manifest)
         run_folder.write_text(cache, json.dumps(content, indent=0))
     return manifest
 
 
+def _stored_manifest(cache: Path) -> dict:
+    """Returns a manifest as it was written; KeyError, TypeError or ValueError if it is damaged, or of another version.
+
+    What stands in it decides the splits, and which files are not looked at again.
+    """
+    stored = json_files.read(cache)
+    if stored["version"] != MANIFEST_VERSION:
+        raise ValueError(f"it is of version {stored['version']}")
+    if stored["sha256"] != json_files.digest(stored["files"]):
+        raise ValueError("it is not as it was written")
+    return stored
+
+
 def usable(
-    manifest: dict[str, dict], smallest: int, skip_bad: int | None, setting: str = "config.data.fit"
+    manifest: dict[str, dict],
+    smallest: int,
+    skip_bad: int | None,
+    setting: str = "config.data.fit",
+    listing: Path | None = None,
 ) -> list[str]:
     """Returns the names of the good files, in order.
 
@@ -123,9 +142,10 @@ def usable(
         smallest: pixels that the shorter side must have.
         skip_bad: so many bad files are left out with a warning; None = none, and nothing the user could set.
         setting: what the user asks for crops with, for the message.
+        listing: file for the bad ones if they are too many for one message.
 
     Raises:
-        ValueError: more than `skip_bad` bad files; lists the first ones with their reasons.
+        ValueError: more than `skip_bad` bad files; lists them with their reasons, or the first and where all stand.
     """
     bad = [(name, entry["verdict"]) for name, entry in manifest.items() if entry["verdict"]]
     bad += [
@@ -137,13 +157,21 @@ def usable(
         for name, entry in manifest.items()
         if not entry["verdict"] and entry["side"] < smallest
     ]
+    reasons = [reason for _, reason in bad]
+    if listing is not None:
+        listing.unlink(missing_ok=True)  # of an earlier start
     if len(bad) > (skip_bad or 0):
+        where = ""
+        if listing is not None and len(bad) > LISTED:
+            run_folder.write_text(listing, "".join(f"{reason}\n" for reason in reasons))
+            where = f"; all of them stand in {str(listing)!r}"
         allow = "" if skip_bad is None else f", or allow for them with config.data.skip_bad = {len(bad)}"
         raise ValueError(
             f"{len(bad)} of {len(manifest)} files cannot be used; mend or remove them{allow}:"
-            + _listed([reason for _, reason in bad])
+            + _listed(reasons)
+            + where
         )
-    for _, reason in bad:
+    for reason in reasons:
         log.warning("left out: %s", reason)
     left_out = {name for name, _ in bad}
     return [name for name in manifest if name not in left_out]
@@ -175,7 +203,10 @@ def count_known(hashes: Sequence[str], cache: Path) -> int:
     """Returns how many content hashes stand in the manifests of checked files that a run keeps in `cache`."""
     known = set()
     for path in cache.glob("manifest*.json"):
-        known |= {entry["hash"] for entry in json.loads(path.read_text())["files"].values()}
+        try:
+            known |= {entry["hash"] for entry in _stored_manifest(path)["files"].values()}
+        except (ValueError, KeyError, TypeError) as error:
+            log.warning("the manifest %s is unreadable (%s): its pictures cannot be told again", path, error)
     return sum(value in known for value in hashes)
 
 
@@ -183,7 +214,14 @@ def loader(root: Path, names: Sequence[str], size: int, fit: str) -> Callable[[i
     """Returns index -> uint8 (size, size, 3), read from the file and fitted; `fit` "whole" leaves the picture as is."""
 
     def load(index: int) -> np.ndarray:
-        image = image_files.read_rgb(root / names[index])
+        try:
+            image = image_files.read_rgb(root / names[index])
+        except image_files.ImageFileError as error:
+            # All were read before the first step: this one went away, or was damaged, since then. No other picture
+            # takes its place, since the same command shall give the same run.
+            raise image_files.ImageFileError(
+                f"{error} It could be read when this command began: bring it back, and run the same command again."
+            ) from error
         return image if fit == "whole" else image_files.fit_square(image, size, fit)
 
     return load

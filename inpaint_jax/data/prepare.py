@@ -8,7 +8,6 @@ import contextlib
 import fcntl
 import hashlib
 import itertools
-import json
 import logging
 import os
 import re
@@ -20,7 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO
 
-from inpaint_jax import run_folder
+from inpaint_jax import json_files, run_folder
 from inpaint_jax.data import crop_files, folder, splits
 from inpaint_jax.data.crop_files import SPLITS, VERSION, Crop
 from inpaint_jax.data.crops import CropSettings, scaled_side
@@ -212,8 +211,8 @@ def _refuse_names(name: str, output: str, source: Path, final: Path) -> None:
 def _existing(source: Path, final: Path, request: dict, overwrite: bool) -> dict | None:
     """Returns the summary of a data set that is as requested; None = it is not, and may be replaced."""
     try:
-        summary = json.loads((final / SUMMARY).read_text())
-        made = summary["request"]
+        summary = json_files.read(final / SUMMARY)
+        made = dict(summary["request"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{str(final)!r} exists and is no data set of this command: choose another --name, or remove it yourself"

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from inpaint_jax import image_files, run_folder
+from inpaint_jax import image_files, json_files, run_folder
 from inpaint_jax.data import deb_packages, folder, prepare
 from inpaint_jax.data.crops import CropSettings
 from inpaint_jax.data.normal_maps import is_normal_map
@@ -67,14 +67,14 @@ def load_recipe(name: str) -> dict:
     """
     path = Path(name) if name.endswith(".json") else RECIPE_FOLDER / f"{name}.json"
     try:
-        recipe = json.loads(path.read_text(encoding="utf-8"))
+        recipe = json_files.read(path)
     except FileNotFoundError:
         raise ValueError(f"there is no recipe {name!r}; known are {', '.join(names())}") from None
     except ValueError as error:
         raise ValueError(f"the recipe {str(path)!r} is no JSON ({error}): mend the file") from error
     try:
         problem = next(_problems(recipe), None)
-    except (TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         problem = f"has a value of a wrong kind ({error})"
     if problem:
         raise ValueError(f"the recipe {str(path)!r} {problem}: mend the file")
@@ -170,13 +170,13 @@ def _extract_package(recipe: Mapping, number: int, path: Path, target: Path, see
 def _finished(notes: Path, key: str, target: Path) -> dict | None:
     """Returns the list of pictures if it belongs to the recipe, and all of them are there unchanged."""
     try:
-        record = json.loads(notes.read_text())
+        record = json_files.read(notes)
         if record["key"] != key:
             return None
         for name, entry in record["pictures"].items():
             if hashlib.sha256((target / name).read_bytes()).hexdigest() != entry["written"]:
                 return None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None  # never written, or damaged: the package is extracted again
     return record
 

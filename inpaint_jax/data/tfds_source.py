@@ -12,10 +12,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from inpaint_jax import image_files, run_folder
+from inpaint_jax import image_files, json_files, run_folder
 
 log = logging.getLogger("inpaint_jax")
 
+# What names the class of a feature in features.json, now and in older sets, and what the name must begin with.
+_CLASS, _OWN = ("pythonClassName", "python_class_name", "type"), "tensorflow_datasets.core.features."
 MANIFEST_VERSION = 1
 PICTURE = "picture"  # the feature that names the picture from which a crop was cut
 _VALIDATION = ("validation", "val")
@@ -61,6 +63,7 @@ def open_prepared(name: str, data_dir: str) -> PreparedSet:
     from google.protobuf import json_format
 
     try:
+        _refuse_foreign_features(name, data_dir)
         # Not `tfds.builder`: where it knows the set's code, it looks for the version of the code, not of the files.
         builder = tfds.core.read_only_builder.builder_from_files(
             name, data_dir=str(Path(data_dir).expanduser()) if data_dir else None
@@ -103,6 +106,25 @@ def open_prepared(name: str, data_dir: str) -> PreparedSet:
         fields=fields,
         has_picture=has_picture,
     )
+
+
+def _refuse_foreign_features(name: str, data_dir: str) -> None:
+    """Raises ValueError if a description of the set names a class that is not TFDS's own.
+
+    TFDS would import whatever module is named there, and with it run what that module says.
+    """
+    from tensorflow_datasets.core.utils import file_utils
+
+    for root in file_utils.list_data_dirs(given_data_dir=str(Path(data_dir).expanduser()) if data_dir else None):
+        for path in sorted(Path(root, name.partition(":")[0]).rglob("features.json")):
+            left = [json_files.read(path)]
+            while left:
+                inner = left.pop()
+                if isinstance(inner, dict | list):
+                    left += inner.values() if isinstance(inner, dict) else inner
+                named = [str(inner[key]) for key in _CLASS if key in inner] if isinstance(inner, dict) else []
+                if foreign := [one for one in named if "." in one and not one.startswith(_OWN)]:
+                    raise ValueError(f"{path} names the class {foreign[0]}, which is not TFDS's own")
 
 
 def _identity(name: str, infos: dict, records: dict[str, Sequence[bytes]]) -> str:
@@ -158,8 +180,10 @@ def examine(prepared: PreparedSet, cache: Path | None) -> dict[str, tuple[int, s
     """
     if cache is not None and cache.exists():
         try:
-            stored = json.loads(cache.read_text())
+            stored = json_files.read(cache)
             if (stored["version"], stored["identity"]) == (MANIFEST_VERSION, prepared.identity):
+                if stored["sha256"] != json_files.digest(stored["records"]):
+                    raise ValueError("it is not as it was written")
                 return {name: (side, picture) for name, (side, picture) in stored["records"].items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             log.warning("the manifest %s is unreadable (%s) and is made anew", cache, error)
@@ -178,6 +202,7 @@ def examine(prepared: PreparedSet, cache: Path | None) -> dict[str, tuple[int, s
         records = {record_name(*place): found for place, found in zip(places, pool.map(look, places), strict=True)}
     if cache is not None:
         content = {"version": MANIFEST_VERSION, "identity": prepared.identity, "records": records}
+        content["sha256"] = json_files.digest(records)
         run_folder.write_text(cache, json.dumps(content, indent=0))
     return records
 
