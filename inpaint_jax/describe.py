@@ -13,6 +13,7 @@ from clu import parameter_overview
 from inpaint_jax import models, perceptual, state, task
 from inpaint_jax.models.attention_unet import SelfAttention
 from inpaint_jax.models.layers import Conv, ConvTranspose
+from inpaint_jax.models.resampling import DoublingConv
 from inpaint_jax.models.vgg import VGG16
 
 _EVALUATION = {"train": False}
@@ -43,7 +44,7 @@ def _flops_by_layer(
         if context.method_name != "__call__":
             return output
         multiply_adds = 0
-        if isinstance(layer, Conv | ConvTranspose | nn.Dense):
+        if isinstance(layer, Conv | ConvTranspose | DoublingConv | nn.Dense):
             kernel = layer.variables["params"]["kernel"]
             # Each kernel element is used once per output position of a convolution or a dense layer, per input
             # position of a transposed one.

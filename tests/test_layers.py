@@ -13,6 +13,8 @@ from inpaint_jax.models import layers
 
 # Largest error, as a share of the largest value of the tensor compared.
 TOLERANCE = {jnp.float32: 2e-5, jnp.bfloat16: 4e-2}
+# Those of the convolution that halves an image, and of the transposed one that doubles it.
+HALVING = [name for name in layers.FORMULATIONS if name != "winograd"]
 
 
 def reference_convolution(x, kernel, stride, padding, dilation=1):
@@ -57,7 +59,7 @@ def draw(seed, shape, dtype):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("formulation", layers.FORMULATIONS)
+@pytest.mark.parametrize("formulation", HALVING)
 def test_halving_convolution_equals_native(formulation, dtype):
     x, kernel = draw(0, (2, 8, 6, 5), dtype), draw(1, (4, 4, 5, 7), dtype)
     actual = values_and_gradients(lambda x, k: layers.convolution(x, k, 2, 1, formulation=formulation), x, kernel)
@@ -65,7 +67,7 @@ def test_halving_convolution_equals_native(formulation, dtype):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("formulation", layers.FORMULATIONS)
+@pytest.mark.parametrize("formulation", HALVING)
 def test_transposed_convolution_equals_gradient_of_convolution(formulation, dtype):
     x, kernel = draw(2, (2, 4, 3, 5), dtype), draw(3, (4, 4, 5, 7), dtype)
     actual = values_and_gradients(lambda x, k: layers.transposed_convolution(x, k, formulation), x, kernel)
@@ -125,7 +127,35 @@ def test_halving_and_doubling_at_any_even_size(size, channels):
         assert_same(up, expected, jnp.float32)
 
 
+@pytest.mark.parametrize(("height", "width", "channels", "features"), [(5, 8, 3, 6), (16, 16, 64, 32), (1, 4, 1, 1)])
+def test_winograd_equals_native(height, width, channels, features):
+    """Within 1e-5 of each array's largest value."""
+    x, kernel = draw(6, (2, height, width, channels), jnp.float32), draw(7, (3, 3, channels, features), jnp.float32)
+    actual = values_and_gradients(lambda x, k: layers.convolution(x, k, 1, 1, formulation="winograd"), x, kernel)
+    expected = values_and_gradients(lambda x, k: reference_convolution(x, k, 1, 1), x, kernel)
+    for ours, theirs in zip(actual, expected, strict=True):
+        assert ours.shape == theirs.shape
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize(
+    ("batch", "size", "channels", "dtype", "formulation"),
+    [
+        (2, 16, 64, jnp.float32, "winograd"),
+        (2, 16, 64, jnp.bfloat16, "plain"),
+        (2, 18, 64, jnp.float32, "plain"),
+        (2, 16, 3, jnp.float32, "plain"),
+        (16, 64, 64, jnp.float32, "plain"),
+    ],
+)
+def test_winograd_is_taken_on_cpus_where_it_pays(batch, size, channels, dtype, formulation):
+    x, kernel = jnp.zeros((batch, size, size, channels), dtype), jnp.zeros((3, 3, channels, 64), dtype)
+    assert layers.choose_convolution(x, kernel, 1, 1, 1) == formulation
+
+
 def test_impossible_formulations_are_named():
+    with pytest.raises(ValueError, match=r"'winograd' needs a 3x3 kernel, .* got kernel 3, .* image 6x6"):
+        layers.convolution(jnp.zeros((1, 6, 6, 1)), jnp.zeros((3, 3, 1, 1)), 1, 1, formulation="winograd")
     image, kernel = jnp.zeros((1, 7, 8, 1)), jnp.zeros((4, 4, 1, 1))
     with pytest.raises(ValueError, match="'two_by_two' needs"):
         layers.convolution(image, kernel, 2, 1, formulation="two_by_two")

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from inpaint_jax.models.layers import Conv, Initializer
-from inpaint_jax.models.resampling import double_bilinear, halve_by_maximum
+from inpaint_jax.models.resampling import DoublingConv, halve_by_maximum
 
 SLOPE = 0.2
 
@@ -65,6 +65,8 @@ class SelfAttention(nn.Module):
 class Convolutions(nn.Module):
     """3x3 convolutions one behind the other, LeakyReLU 0.2 after each but a last one that draws the picture.
 
+    The first takes (B, H, W, C), or a map (B, H / 2, W / 2, C) to be doubled beside another (B, H, W, D).
+
     Attributes:
         features: output channels of each.
         draws: whether the last one is the network's last layer, which has a small kernel and no LeakyReLU.
@@ -76,11 +78,14 @@ class Convolutions(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, beside: jax.Array | None = None) -> jax.Array:
         for number, features in enumerate(self.features):
             last = self.draws and number == len(self.features) - 1
-            kernel_init = _LAST if last else _HE
-            x = Conv(features, 3, padding=1, dtype=self.dtype, kernel_init=kernel_init, name=f"conv{number}")(x)
+            options = {"dtype": self.dtype, "kernel_init": _LAST if last else _HE, "name": f"conv{number}"}
+            if number == 0 and beside is not None:
+                x = DoublingConv(features, corners_aligned=True, **options)(x, beside)
+            else:
+                x = Conv(features, 3, padding=1, **options)(x)
             x = x if last else nn.leaky_relu(x, SLOPE)
         return x
 
@@ -111,22 +116,19 @@ class AttentionUNet(nn.Module):
                 f"{x.shape[1]}x{x.shape[2]}; pad, crop or resize the picture to such a size"
             )
 
-        def convolutions(x: jax.Array, name: str, *features: int, draws: bool = False) -> jax.Array:
-            return Convolutions(features, draws, self.dtype, name=name)(x)
-
-        def joined(x: jax.Array, skip: jax.Array) -> jax.Array:
-            return jnp.concatenate([double_bilinear(x, corners_aligned=True), skip], axis=-1)
+        def convolutions(*x: jax.Array, name: str, features: tuple[int, ...], draws: bool = False) -> jax.Array:
+            return Convolutions(features, draws, self.dtype, name=name)(*x)
 
         full, half, quarter = self.width, 2 * self.width, 4 * self.width
         masked = x[..., :3].astype(jnp.float32)
         x = x.astype(self.dtype)
-        skip1 = convolutions(x, "enc1", full, full)
-        skip2 = convolutions(halve_by_maximum(skip1), "enc2", half, half)
-        skip3 = convolutions(halve_by_maximum(skip2), "enc3", quarter, quarter)
+        skip1 = convolutions(x, name="enc1", features=(full, full))
+        skip2 = convolutions(halve_by_maximum(skip1), name="enc2", features=(half, half))
+        skip3 = convolutions(halve_by_maximum(skip2), name="enc3", features=(quarter, quarter))
         x = SelfAttention(self.dtype, name="attention")(halve_by_maximum(skip3))
-        x = convolutions(x, "bottleneck", quarter, quarter)
-        x = convolutions(joined(x, skip3), "dec3", quarter, quarter)
-        x = convolutions(joined(x, skip2), "dec2", half, half)
-        x = convolutions(joined(x, skip1), "dec1", full, 3, draws=True)
+        x = convolutions(x, name="bottleneck", features=(quarter, quarter))
+        x = convolutions(x, skip3, name="dec3", features=(quarter, quarter))
+        x = convolutions(x, skip2, name="dec2", features=(half, half))
+        x = convolutions(x, skip1, name="dec1", features=(full, 3), draws=True)
         x = jnp.tanh(x.astype(jnp.float32))
         return jnp.clip(x + masked, -1.0, 1.0) if self.residual else x

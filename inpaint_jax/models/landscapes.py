@@ -10,8 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from inpaint_jax.models.layers import BatchNorm, Conv, Initializer, add_bias
-from inpaint_jax.models.resampling import double_bilinear, halve_by_maximum
+from inpaint_jax.models.layers import BatchNorm, Conv, Initializer
+from inpaint_jax.models.resampling import DoublingConv, halve_by_maximum
 
 SIZE_MULTIPLE = 8  # pixels: the U-Net halves the picture three times
 
@@ -28,6 +28,8 @@ def _conv(features: int, dtype: jnp.dtype, name: str, kernel_init: Initializer =
 class DoubleConv(nn.Module):
     """Two 3x3 convolutions of equally many features with a ReLU after each: (B, H, W, C) to (B, H, W, features).
 
+    The first takes (B, H, W, C), or a map (B, H / 2, W / 2, C) to be doubled beside another (B, H, W, D).
+
     Attributes:
         features: output channels of both.
         dtype: compute and output type.
@@ -37,43 +39,12 @@ class DoubleConv(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        x = nn.relu(_conv(self.features, self.dtype, "conv1")(x))
-        return nn.relu(_conv(self.features, self.dtype, "conv2")(x))
-
-
-class DrawDoubled(nn.Module):
-    """3x3 convolution of a map at twice its size beside another: (B, H, W, C), (B, 2H, 2W, D) to (B, 2H, 2W, features).
-
-    It equals a convolution of both, the first doubled by `double_bilinear`, with the same parameters. Each pixel is
-    multiplied with all nine places of the kernel first, which commutes with the doubling: of few features, nine times
-    as many are less to double, and to write side by side, than the C channels.
-
-    Attributes:
-        features: output channels.
-        dtype: compute and output type.
-    """
-
-    features: int
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, small: jax.Array, beside: jax.Array) -> jax.Array:
-        channels = small.shape[-1]
-        kernel = self.param("kernel", _LAST, (3, 3, channels + beside.shape[-1], self.features), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-        from_small, from_beside = jnp.split(kernel.astype(self.dtype), [channels], axis=2)
-
-        def at_nine_places(x: jax.Array, part: jax.Array) -> jax.Array:
-            return jnp.einsum("bhwc,yxcf->bhwyxf", x, part).reshape(*x.shape[:3], 9 * self.features)
-
-        products = double_bilinear(at_nine_places(small, from_small), corners_aligned=False)
-        products += at_nine_places(beside, from_beside)
-        height, width = beside.shape[1:3]
-        padded = jnp.pad(products, ((0, 0), (1, 1), (1, 1), (0, 0)))
-        places = jnp.split(padded, 9, axis=-1)
-        shifted = (places[3 * y + x][:, y : y + height, x : x + width] for y in range(3) for x in range(3))
-        return add_bias(sum(part.astype(jnp.float32) for part in shifted).astype(self.dtype), bias)
+    def __call__(self, x: jax.Array, beside: jax.Array | None = None) -> jax.Array:
+        if beside is None:
+            x = _conv(self.features, self.dtype, "conv1")(x)
+        else:
+            x = DoublingConv(self.features, False, _HE, self.dtype, name="conv1")(x, beside)
+        return nn.relu(_conv(self.features, self.dtype, "conv2")(nn.relu(x)))
 
 
 class PoolingUNet(nn.Module):
@@ -114,9 +85,9 @@ class PoolingUNet(nn.Module):
             x = halve_by_maximum(x)
         x = nn.relu(_conv(4 * self.width, self.dtype, "bottleneck")(x))
         for level, factor in ((3, 2), (2, 1)):
-            x = jnp.concatenate([double_bilinear(x, corners_aligned=False), skips.pop()], axis=-1)
-            x = DoubleConv(self.width * factor, self.dtype, name=f"dec{level}")(x)
-        return jnp.tanh(DrawDoubled(3, self.dtype, name="dec1")(x, skips.pop()).astype(jnp.float32))
+            x = DoubleConv(self.width * factor, self.dtype, name=f"dec{level}")(x, skips.pop())
+        x = DoublingConv(3, False, _LAST, self.dtype, name="dec1")(x, skips.pop())
+        return jnp.tanh(x.astype(jnp.float32))
 
 
 class EncoderDecoder(nn.Module):

@@ -9,6 +9,7 @@ to rounding:
   channels, half the size), and its transposed counterpart as a 2x2 convolution to four times the channels whose
   outputs interleave (sub-pixel convolution; Shi et al. 2016, https://arxiv.org/abs/1609.05158).
 * ``matrix``: gathered neighbourhoods times the kernel as a matrix; of the transposed convolution, the 2x2 one so.
+* ``winograd``: the 3x3 stride-1 convolution with half the multiplications, see :mod:`inpaint_jax.models.winograd`.
 
 ``auto`` takes the one that :func:`choose_convolution` or :func:`choose_transposed` names.
 """
@@ -20,10 +21,21 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-FORMULATIONS = ("auto", "plain", "two_by_two", "matrix")
+from inpaint_jax.models import winograd
+
+FORMULATIONS = ("auto", "plain", "two_by_two", "matrix", "winograd")
 
 # With more positions than this per image, gathering neighbourhoods costs more than it saves (measured on XLA:CPU).
 MATRIX_POSITIONS = 100
+# Larger maps do not stay in the processor's cache, and adding combinations takes what fewer products save. With fewer
+# channels, products are too small a part of the time. (Measured on XLA:CPU.)
+WINOGRAD_BYTES, WINOGRAD_CHANNELS = 9_000_000, 32
+
+# What those formulations need that do not exist for every convolution.
+_NEEDS = {
+    "two_by_two": "a 4x4 kernel, stride 2, padding 1 and an even image size",
+    "winograd": f"a 3x3 kernel, stride 1, padding 1, a width that is a multiple of {winograd.OUTPUTS}, and float32",
+}
 
 _DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
 
@@ -48,19 +60,31 @@ def halves(kernel_size: int, stride: int, padding: int, dilation: int, height: i
     return (kernel_size, stride, padding, dilation) == (4, 2, 1, 1) and height % 2 == 0 and width % 2 == 0
 
 
-def choose_convolution(kernel_size: int, stride: int, padding: int, dilation: int, height: int, width: int) -> str:
-    """Return the formulation in which a convolution trains fastest on the current backend.
+def winograds(
+    kernel_size: int, stride: int, padding: int, dilation: int, height: int, width: int, dtype: jnp.dtype
+) -> bool:
+    """Return whether a convolution is one that :mod:`inpaint_jax.models.winograd` has."""
+    # In bfloat16 the combinations would lose digits.
+    exact = dtype == jnp.float32 and width % winograd.OUTPUTS == 0
+    return exact and (kernel_size, stride, padding, dilation) == (3, 1, 1, 1)
 
-    Args:
-        kernel_size, stride, padding, dilation: the convolution's, in pixels, equal along both axes.
-        height, width: size of its input, in pixels.
-    """
-    reach = dilation * (kernel_size - 1) + 1
-    positions = ((height + 2 * padding - reach) // stride + 1) * ((width + 2 * padding - reach) // stride + 1)
-    # XLA:CPU has no fast path for the kernel gradient of a strided convolution with few outputs: 10 to 40 times slower.
-    if jax.default_backend() == "cpu" and stride > 1 and positions <= MATRIX_POSITIONS:
-        return "matrix"
-    return "two_by_two" if halves(kernel_size, stride, padding, dilation, height, width) else "plain"
+
+def choose_convolution(x: jax.Array, kernel: jax.Array, stride: int, padding: int, dilation: int) -> str:
+    """Return the formulation in which a convolution trains fastest on the current backend; see :func:`convolution`."""
+    kernel_size, _, channels, features = kernel.shape
+    batch, height, width, _ = x.shape
+    geometry = (kernel_size, stride, padding, dilation, height, width)
+    if jax.default_backend() == "cpu":
+        reach = dilation * (kernel_size - 1) + 1
+        positions = ((height + 2 * padding - reach) // stride + 1) * ((width + 2 * padding - reach) // stride + 1)
+        # XLA has no fast path for the kernel gradient of a strided convolution with few outputs: 10 to 40 times slower.
+        if stride > 1 and positions <= MATRIX_POSITIONS:
+            return "matrix"
+        largest = 4 * batch * height * width * max(channels, features)
+        narrow = min(channels, features) < WINOGRAD_CHANNELS
+        if winograds(*geometry, x.dtype) and largest <= WINOGRAD_BYTES and not narrow:
+            return "winograd"
+    return "two_by_two" if halves(*geometry) else "plain"
 
 
 def choose_transposed(height: int, width: int) -> str:
@@ -121,7 +145,8 @@ def convolution(
         stride: step between outputs, in pixels.
         padding: rows and columns of zeros added on every side.
         dilation: distance between kernel taps, in pixels.
-        formulation: one of FORMULATIONS; ``two_by_two`` exists for 4x4, stride 2, padding 1 and even sizes only.
+        formulation: one of FORMULATIONS; ``two_by_two`` exists for 4x4, stride 2, padding 1 and even sizes only,
+            ``winograd`` for 3x3, stride 1, padding 1 and widths that are multiples of 4.
 
     Returns:
         (B, H', W', F) with H' = (H + 2 padding - dilation (K - 1) - 1) // stride + 1.
@@ -131,7 +156,7 @@ def convolution(
     """
     geometry = (kernel.shape[0], stride, padding, dilation, x.shape[1], x.shape[2])
     if formulation == "auto":
-        formulation = choose_convolution(*geometry)
+        formulation = choose_convolution(x, kernel, stride, padding, dilation)
     if formulation == "plain":
         return lax.conv_general_dilated(
             x,
@@ -143,13 +168,14 @@ def convolution(
         )
     if formulation == "matrix":
         return _matrix_convolution(_pad(x, padding), kernel, stride, dilation)
+    if formulation == "winograd" and winograds(*geometry, x.dtype):
+        return winograd.convolve(x, kernel)
     if formulation == "two_by_two" and halves(*geometry):
         return _halving_convolution(x, kernel)
-    if formulation == "two_by_two":
+    if formulation in _NEEDS:
         raise ValueError(
-            "formulation 'two_by_two' needs a 4x4 kernel, stride 2, padding 1 and an even image size, got kernel "
-            f"{geometry[0]}, stride {stride}, padding {padding}, dilation {dilation}, image "
-            f"{x.shape[1]}x{x.shape[2]}; use 'auto'"
+            f"formulation {formulation!r} needs {_NEEDS[formulation]}, got kernel {geometry[0]}, stride {stride}, "
+            f"padding {padding}, dilation {dilation}, image {x.shape[1]}x{x.shape[2]}, {x.dtype}; use 'auto'"
         )
     raise ValueError(f"unknown formulation {formulation!r}; use one of {', '.join(FORMULATIONS)}")
 
