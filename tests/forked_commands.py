@@ -7,6 +7,7 @@ the time. That commands start by themselves is seen where they are started anew,
 import multiprocessing
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,22 +25,54 @@ def _become(program: str, options: tuple[str, ...], cwd: str, environment: dict[
     os.environ.clear()
     os.environ.update(environment)
     for descriptor, path in enumerate(outputs, start=1):
-        os.dup2(os.open(path, os.O_WRONLY), descriptor)
+        os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), descriptor)
     sys.argv = [program, *options]
     runpy.run_path(program, run_name="__main__")
 
 
+class Command:
+    """A program that runs with options in a folder, with what `subprocess.Popen` has of it."""
+
+    def __init__(self, program: Path, cwd: Path, *options: str, environment: dict[str, str]):
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([*_IMPORTED])
+        self._texts = [tempfile.NamedTemporaryFile("r+") for _ in range(2)]  # noqa: SIM115: closed with the object
+        arguments = str(program), options, str(cwd), environment, [text.name for text in self._texts]
+        self._process = context.Process(target=_become, args=arguments)
+        self._process.start()
+
+    def poll(self) -> int | None:
+        """Returns the exit code, None while the program runs."""
+        return self._process.exitcode
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Sends it to the program."""
+        os.kill(self._process.pid, number)
+
+    def kill(self) -> None:
+        """Sends SIGKILL."""
+        self._process.kill()
+
+    def wait(self, timeout: float = TIMEOUT) -> int:
+        """Returns the exit code when the program has ended; one that takes longer is killed.
+
+        Raises:
+            subprocess.TimeoutExpired: it took longer.
+        """
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            self._process.kill()
+            raise subprocess.TimeoutExpired("forked command", timeout, *self.outputs())
+        return self._process.exitcode
+
+    def outputs(self) -> tuple[str, str]:
+        """Returns the text of both outputs so far."""
+        return tuple(Path(text.name).read_text() for text in self._texts)
+
+
 def run(name: str, cwd: Path, *options: str, environment: dict[str, str]) -> subprocess.CompletedProcess:
     """Runs `launch/<name>.py` with options in a folder; returns its exit code and the text of both outputs."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*_IMPORTED])
-    program = str(ROOT / "launch" / f"{name}.py")
-    with tempfile.NamedTemporaryFile("r+") as out, tempfile.NamedTemporaryFile("r+") as errors:
-        outputs = [out.name, errors.name]
-        process = context.Process(target=_become, args=(program, options, str(cwd), environment, outputs))
-        process.start()
-        process.join(timeout=TIMEOUT)
-        if process.exitcode is None:
-            process.kill()
-            raise subprocess.TimeoutExpired([program, *options], TIMEOUT, out.read(), errors.read())
-        return subprocess.CompletedProcess([program, *options], process.exitcode, out.read(), errors.read())
+    program = ROOT / "launch" / f"{name}.py"
+    command = Command(program, cwd, *options, environment=environment)
+    code = command.wait()
+    return subprocess.CompletedProcess([str(program), *options], code, *command.outputs())
