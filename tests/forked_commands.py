@@ -36,7 +36,7 @@ class Command:
     def __init__(self, program: Path, cwd: Path, *options: str, environment: dict[str, str]):
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([*_IMPORTED])
-        self._texts = [tempfile.NamedTemporaryFile("r+") for _ in range(2)]  # noqa: SIM115: closed with the object
+        self._texts = [tempfile.NamedTemporaryFile("r+") for _ in range(2)]  # noqa: SIM115
         arguments = str(program), options, str(cwd), environment, [text.name for text in self._texts]
         self._process = context.Process(target=_become, args=arguments)
         self._process.start()

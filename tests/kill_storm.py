@@ -2,8 +2,8 @@
 
     python tests/kill_storm.py --kills 200 --out storm.json            # half an hour on one core
 
-Each process is `launch/main.py` from a cold start, killed from outside. Where it was is read afterwards from the board of
-`watched_command.py`. In the end the run must equal one that was never interrupted, to the last bit.
+Each process is `launch/main.py` from a cold start, killed from outside. Where it was is read afterwards from the board
+of `watched_command.py`. In the end the run must equal one that was never interrupted, to the last bit.
 """
 
 import argparse
@@ -24,8 +24,8 @@ from typing import Any
 import jax
 import numpy as np
 import watched_command
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 from watched_command import Board
 
 from inpaint_jax import checkpoint, config, integrity
@@ -43,8 +43,9 @@ CONFIG = (
 )
 STEPS_PER_EPOCH = 4
 INSIDE = ("save", "write", "commit", "delete", "restore")  # "write" is the part of saving in the background
-# Where each of ten kills is to be; "start" is any moment from the start of the process to its first row and a bit more.
-PLAN = ("start", "step", "row", "evaluate", "wait", "save", "write", "commit", "delete", "restore")
+# Where each of a dozen kills is to be; "start" is any moment from the start of the process to just after its first row.
+PLAN = ("start", "start", "step", "row", "evaluate", "wait", *INSIDE, "restore")
+SHOWN = ("scalars", "images", "text")  # TensorBoard's names of what we write; of each, all steps are read
 POLL = 0.0005  # seconds
 LONGEST = 300.0  # seconds that a process may take to where it is to be killed
 
@@ -70,11 +71,12 @@ class Kill:
 
 
 def options_of(workdir: Path, epochs: int) -> list[str]:
+    """Returns the options of `launch/main.py` for a run in this folder."""
     return [*CONFIG, f"--workdir={workdir}", f"--config.epochs={epochs}"]
 
 
 def plan(kills: int, moments: random.Random) -> list[str]:
-    """Returns where each kill is to be: ten of a kind shuffled, and the last tenth in the test at the end of the run."""
+    """Returns where each kill is to be: the plan, shuffled anew each time, and the last ones in the run's own test."""
     tests = max(1, kills // 20)
     places: list[str] = []
     while len(places) < kills - tests:
@@ -129,9 +131,13 @@ def kill_one(
         if wanted == "start":
             if first and seen.left("row") >= most_rows:
                 break
-        elif seen.entered(wanted) >= count or (wanted != "test" and seen.left("row") >= most_rows):
-            time.sleep(moments.uniform(0, durations.of(wanted)))
+        elif wanted != "test" and seen.left("row") >= most_rows:
             break
+        elif seen.entered(wanted) >= count:
+            time.sleep(moments.uniform(0, 1.2 * durations.of(wanted)))
+            if wanted not in INSIDE or seen.entered(wanted) > seen.left(wanted):
+                break
+            count = seen.entered(wanted) + 1  # too late: the next time
         assert process.poll() is None, ended(process, wanted)
         time.sleep(POLL)
     else:
@@ -201,11 +207,10 @@ def steps_in_files(folder: Path) -> dict[str, list[int]]:
 
 
 def steps_in_app(folder: Path) -> dict[str, list[int]]:
-    """Returns the steps of each scalar, as the TensorBoard application reads them."""
-    read = EventAccumulator(str(folder), size_guidance={"tensors": 0, "scalars": 0}, purge_orphaned_data=True).Reload()
-    tags = read.Tags()
-    steps = {tag: [event.step for event in read.Scalars(tag)] for tag in tags["scalars"]}
-    return steps | {tag: [event.step for event in read.Tensors(tag)] for tag in tags["tensors"]}
+    """Returns the steps of each tag, as the TensorBoard application reads them."""
+    read = EventAccumulator(str(folder), tensor_size_guidance=dict.fromkeys(SHOWN, 0), purge_orphaned_data=True)
+    read.Reload()
+    return {tag: [event.step for event in read.Tensors(tag)] for tag in read.Tags()["tensors"]}
 
 
 def check_same(whole: Path, killed: Path, steps: int) -> dict[str, Any]:
@@ -240,7 +245,7 @@ def check_same(whole: Path, killed: Path, steps: int) -> dict[str, Any]:
 
 
 def _check_left(whole: Path, killed: Path) -> None:
-    """Asserts that the same files lie there, nothing half written or set aside, and that models and results are equal."""
+    """Asserts that the same files lie there, nothing half written or set aside; models and results are equal."""
     files = [{str(path.relative_to(w)) for path in w.rglob("*")} for w in (whole, killed)]
     # Names of TensorBoard's files have times in them, those of Orbax's data random numbers.
     ours = [{name for name in names if not name.startswith(("tensorboard/", "checkpoints/"))} for names in files]
@@ -306,18 +311,22 @@ def _main() -> None:
     begun, kills = time.monotonic(), []
     for kill in storm(ColdCommand, killed, given.kills, given.seed, epochs):
         kills.append(kill)
+        write(given.out, kills, {})
         took = "" if kill.to_first_step is None else f", first step after {kill.to_first_step:.2f} s"
         print(
             f"{time.monotonic() - begun:7.1f} s  kill {len(kills)}: {kill.wanted} wanted, {kill.found} hit, "
             f"step {kill.step}{took}", flush=True,
         )  # fmt: skip
-    found = figures(kills) | {"minutes": round((time.monotonic() - begun) / 60, 1)}
-    found |= check_same(whole, killed, epochs * STEPS_PER_EPOCH)
-    found |= {"survived": len(kills), "processors": os.cpu_count()}
+    found = figures(kills) | {"minutes": round((time.monotonic() - begun) / 60, 1), "processors": os.cpu_count()}
+    found |= check_same(whole, killed, epochs * STEPS_PER_EPOCH) | {"survived": len(kills)}
     for name, value in found.items():
         print(f"{name:45} {value}")
-    if given.out:
-        given.out.write_text(json.dumps({**found, "each": [dataclasses.asdict(kill) for kill in kills]}, indent=2))
+    write(given.out, kills, found)
+
+
+def write(path: Path | None, kills: list[Kill], found: dict[str, Any]) -> None:
+    if path:
+        path.write_text(json.dumps({**found, "each": [dataclasses.asdict(kill) for kill in kills]}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
