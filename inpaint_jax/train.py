@@ -23,7 +23,7 @@ from inpaint_jax.run import Run, assemble, begin, check_config, generator_variab
 from inpaint_jax.state import RegimeState, TrainState, create_state
 from inpaint_jax.step import make_train_step
 
-FINISHED, PREEMPTED = 0, 75
+FINISHED, PREEMPTED = 0, command_line.PREEMPTED
 
 log = logging.getLogger("inpaint_jax")
 
@@ -61,7 +61,11 @@ def fit(run: Run, checkpoints: checkpoint.Checkpoints, preemption: Preemption, a
             phase = regime.phase
             if phase not in train_steps:
                 train_steps[phase] = compiled_step(run, regime)
+                # Where a phase begins, its state has been saved. Compiling can take longer than a machine waits.
+                checkpoints.wait()
+                preemption.nothing_to_save(not checkpoints.missing())
             state, scalars = train_steps[phase](state, frozen, parallel.shard(next_batch(batches, records)))
+            preemption.nothing_to_save(False)
             step += 1
             if step == first_step:
                 records.first_step(step)
@@ -263,6 +267,7 @@ def run_training(
             if preemption.requested:
                 log.warning("%s: trained to the end; run the same command again for the test", preemption.requested)
                 return PREEMPTED
+            preemption.nothing_to_save(True)  # what the test writes, it can write again
             try:
                 finish(run, checkpoints)
             except OSError as error:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import IO
 
 ROOT = Path(__file__).parents[1]
 TIMEOUT = 300  # seconds
@@ -25,54 +26,55 @@ def _become(program: str, options: tuple[str, ...], cwd: str, environment: dict[
     os.environ.clear()
     os.environ.update(environment)
     for descriptor, path in enumerate(outputs, start=1):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), descriptor)
+        os.dup2(os.open(path, os.O_WRONLY), descriptor)
     sys.argv = [program, *options]
     runpy.run_path(program, run_name="__main__")
 
 
 class Command:
-    """A program that runs with options in a folder, with what `subprocess.Popen` has of it."""
+    """A command that runs in a forked process; made by `start`."""
 
-    def __init__(self, program: Path, cwd: Path, *options: str, environment: dict[str, str]):
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([*_IMPORTED])
-        self._texts = [tempfile.NamedTemporaryFile("r+") for _ in range(2)]  # noqa: SIM115
-        arguments = str(program), options, str(cwd), environment, [text.name for text in self._texts]
-        self._process = context.Process(target=_become, args=arguments)
-        self._process.start()
-
-    def poll(self) -> int | None:
-        """Returns the exit code, None while the program runs."""
-        return self._process.exitcode
+    def __init__(self, process: multiprocessing.process.BaseProcess, files: list[IO[str]]):
+        self._process, self._files = process, files
 
     def send_signal(self, number: signal.Signals) -> None:
-        """Sends it to the program."""
+        """Sends the process a signal."""
         os.kill(self._process.pid, number)
 
-    def kill(self) -> None:
-        """Sends SIGKILL."""
-        self._process.kill()
-
-    def wait(self, timeout: float = TIMEOUT) -> int:
-        """Returns the exit code when the program has ended; one that takes longer is killed.
-
-        Raises:
-            subprocess.TimeoutExpired: it took longer.
-        """
-        self._process.join(timeout)
-        if self._process.exitcode is None:
-            self._process.kill()
-            raise subprocess.TimeoutExpired("forked command", timeout, *self.outputs())
+    def poll(self) -> int | None:
+        """Returns the exit code, None while the command runs."""
         return self._process.exitcode
 
-    def outputs(self) -> tuple[str, str]:
-        """Returns the text of both outputs so far."""
-        return tuple(Path(text.name).read_text() for text in self._texts)
+    def wait(self, timeout: float = TIMEOUT) -> subprocess.CompletedProcess:
+        """Returns the exit code and the text of both outputs, when the command has ended; kills it at the timeout."""
+        self._process.join(timeout)
+        code = self._process.exitcode
+        if code is None:
+            self._process.kill()
+            self._process.join()
+        texts = []
+        for file in self._files:
+            file.seek(0)
+            texts.append(file.read())
+            file.close()
+        if code is None:
+            raise subprocess.TimeoutExpired("command", timeout, *texts)
+        return subprocess.CompletedProcess([], code, *texts)
+
+
+def start(name: str, cwd: Path, *options: str, environment: dict[str, str]) -> Command:
+    """Starts `launch/<name>.py` with options in a folder."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([*_IMPORTED])
+    program = str(ROOT / "launch" / f"{name}.py")
+    files = [tempfile.NamedTemporaryFile("r+"), tempfile.NamedTemporaryFile("r+")]  # noqa: SIM115
+    process = context.Process(
+        target=_become, args=(program, options, str(cwd), environment, [file.name for file in files])
+    )
+    process.start()
+    return Command(process, files)
 
 
 def run(name: str, cwd: Path, *options: str, environment: dict[str, str]) -> subprocess.CompletedProcess:
     """Runs `launch/<name>.py` with options in a folder; returns its exit code and the text of both outputs."""
-    program = ROOT / "launch" / f"{name}.py"
-    command = Command(program, cwd, *options, environment=environment)
-    code = command.wait()
-    return subprocess.CompletedProcess([str(program), *options], code, *command.outputs())
+    return start(name, cwd, *options, environment=environment).wait()

@@ -13,6 +13,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -49,7 +50,7 @@ SHOWN = ("scalars", "images", "text")  # TensorBoard's names of what we write; o
 POLL = 0.0005  # seconds
 LONGEST = 300.0  # seconds that a process may take to where it is to be killed
 
-Start = Callable[..., Any]  # (board, *options) -> a process with poll, kill, wait and outputs
+Start = Callable[..., Any]  # (board, *options) -> what `forked_commands.start` returns
 
 
 @dataclasses.dataclass
@@ -138,13 +139,13 @@ def kill_one(
             if wanted not in INSIDE or seen.entered(wanted) > seen.left(wanted):
                 break
             count = seen.entered(wanted) + 1  # too late: the next time
-        assert process.poll() is None, ended(process, wanted)
+        assert process.poll() is None, f"ended before it was in {wanted}: {said(process.wait())}"
         time.sleep(POLL)
     else:
-        assert wanted == "start", f"no {wanted} within {LONGEST} s: {process.outputs()}"
-    process.kill()
-    code = process.wait()
-    assert code == -9, ended(process, wanted)
+        assert wanted == "start", f"no {wanted} within {LONGEST} s"
+    process.send_signal(signal.SIGKILL)
+    result = process.wait()
+    assert result.returncode == -signal.SIGKILL, said(result)
     durations.add(seen)
     resumed = bool(seen.left("restore"))
     if first and resumed:
@@ -152,8 +153,9 @@ def kill_one(
     return Kill(wanted, seen.active(), last_step(workdir), first, resumed)
 
 
-def ended(process: Any, wanted: str) -> str:
-    return f"the process ended with {process.poll()} before it was killed in {wanted}: {process.outputs()}"
+def said(result: subprocess.CompletedProcess) -> str:
+    """Returns exit code and output of a process."""
+    return f"exit code {result.returncode}: {result.stdout}{result.stderr}"
 
 
 def storm(start: Start, workdir: Path, kills: int, seed: int, epochs: int) -> Iterator[Kill]:
@@ -173,8 +175,8 @@ def storm(start: Start, workdir: Path, kills: int, seed: int, epochs: int) -> It
         most_rows = max(2, round(2 * left / max(1, kills - number - training)))
         yield kill_one(start, board, options, workdir, wanted, most_rows, durations, moments)
     Board(board, anew=True)
-    process = start(board, *options)
-    assert process.wait() == 0, process.outputs()
+    result = start(board, *options).wait()
+    assert result.returncode == 0, said(result)
 
 
 # What the two runs came to.
@@ -263,18 +265,19 @@ def _check_left(whole: Path, killed: Path) -> None:
 # The long storm.
 
 
-class ColdCommand(subprocess.Popen):
-    """The watched trainer in a Python of its own, as a user starts it."""
+class ColdCommand:
+    """The watched trainer in a Python of its own, as a user starts it; see `forked_commands.Command`."""
 
     def __init__(self, board: Path, *options: str):
         self._output = board.with_name("output.txt")
         command = [sys.executable, str(ROOT / "tests" / "watched_command.py"), str(board), "--", *options]
         with self._output.open("w") as file:
-            super().__init__(command, stdout=file, stderr=subprocess.STDOUT)
+            self._process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+        self.poll, self.send_signal = self._process.poll, self._process.send_signal
 
-    def outputs(self) -> str:
-        """Returns what it said so far."""
-        return self._output.read_text()
+    def wait(self) -> subprocess.CompletedProcess:
+        """Returns exit code and output when it has ended."""
+        return subprocess.CompletedProcess([], self._process.wait(), self._output.read_text(), "")
 
 
 def figures(kills: list[Kill]) -> dict[str, Any]:

@@ -19,8 +19,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 # In the order in which a process that is in several of them is said to be in one. "save" is what the trainer waits
-# for, "write" Orbax's work in the background from there to the end, "row" a row of metrics.
-PLACES = ("delete", "commit", "restore", "write", "save", "test", "evaluate", "compile", "step", "wait", "row", "data")
+# for, "write" Orbax's work in the background from there to the end, "row" a row of metrics; "import" ends when JAX's
+# begins.
+PLACES = (
+    *("delete", "commit", "restore", "write", "save", "test", "evaluate", "compile", "step", "wait", "row", "data"),
+    "import",
+)
 NUMBERS = 3  # of a place: how often it was entered and left, and the nanoseconds in it
 
 
@@ -143,7 +147,8 @@ def _main() -> None:
     prepare: Callable[..., None] = command_line.prepare_jax
 
     def prepare_and_watch(*arguments) -> None:
-        prepare(*arguments)
+        with board.at("import", signals):
+            prepare(*arguments)
         watch(board, signals)
 
     command_line.prepare_jax = prepare_and_watch
