@@ -49,7 +49,8 @@ def measure(workdir: Path, options: list[str], kills: int, seconds: float) -> di
             trained += seen.left("step")
         saving += seen.seconds("save")
         saves += seen.left("save")
-        print(f"kill {kill}: {seen.left('step')} steps, first after {starts[-1]:.1f} s", flush=True)
+        took = "no step" if first is None else f"{seen.left('step')} steps, the first after {starts[-1]:.1f} s"
+        print(f"kill {kill}: {took}", flush=True)
     wall = time.monotonic() - begun
     kept = checkpoint.kept_steps(workdir / "checkpoints")[-1]
     return {
