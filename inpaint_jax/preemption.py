@@ -61,4 +61,6 @@ class Preemption:
             signal.set_wakeup_fd(self._previous_pipe)
             os.close(self._pipe)
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            # What is left is to end with the exit code of the first signal: another must not change it.
+            ended = self._leaves and self.requested and number == signal.SIGTERM
+            signal.signal(number, signal.SIG_IGN if ended else handler)

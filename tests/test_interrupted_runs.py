@@ -5,6 +5,8 @@
 
 import os
 import re
+import signal
+import time
 from pathlib import Path
 
 import fast_compilation
@@ -75,8 +77,29 @@ def test_a_signal_anywhere_loses_at_most_one_step(whole: Path, tmp_path: Path):
         assert result.returncode == code, (signals, text)
         assert re.search(words, text), (signals, text)
         assert "Traceback" not in text
-        assert (checkpoints_of(workdir) or [0])[-1] in steps, (signals, text)
+        saved = (checkpoints_of(workdir) or [0])[-1]
+        assert saved in steps, (signals, text)
+        if code == 75:
+            assert saved == kill_storm.last_step(workdir)  # every step is logged
     kill_storm.Board(board, anew=True)
+    assert start(board, *kill_storm.options_of(workdir, EPOCHS)).wait().returncode == 0
+    kill_storm.check_same(whole, workdir, STEPS)
+
+
+def test_a_rain_of_signals_changes_nothing(whole: Path, tmp_path: Path):
+    workdir, board = tmp_path / "told", tmp_path / "board"
+    seen = kill_storm.Board(board, anew=True)
+    process = start(board, *kill_storm.options_of(workdir, EPOCHS))
+    # From the middle of the third save on, which is not made for them, until the process has ended.
+    while process.poll() is None:
+        if seen.entered("save") > 2:
+            process.send_signal(signal.SIGTERM)
+        time.sleep(0.001)
+    result = process.wait()
+    assert result.returncode == 75, kill_storm.said(result)
+    assert f"SIGTERM: state of step {checkpoints_of(workdir)[-1]} saved" in result.stderr
+    assert checkpoints_of(workdir)[-1] == kill_storm.last_step(workdir) in (6, 7)
+    seen = kill_storm.Board(board, anew=True)
     assert start(board, *kill_storm.options_of(workdir, EPOCHS)).wait().returncode == 0
     kill_storm.check_same(whole, workdir, STEPS)
 
