@@ -165,6 +165,11 @@ class Checkpoints:
         """
         step, state, run = self._newest_good(self._last, template, "state")
         self._wanted = step, _best_step(run)
+        # A kill while a newer state drives out the oldest leaves that one, or a part of it; after the end of a run no
+        # save would remove it. Who kept more, when this state was saved, did not want them removed.
+        kept = max(self._keep, run.get("config", {}).get("keep_checkpoints", 0))
+        for old in sorted(self._last.all_steps())[:-kept]:
+            self._last.delete(old)
         return state, run
 
     def _newest_good(self, manager: ocp.CheckpointManager, template: Any, what: str) -> tuple[int, Any, dict[str, Any]]:
