@@ -220,13 +220,15 @@ class Checkpoints:
             ValueError: it does not fit the network.
         """
         damaged = {}
-        for step in self._best.all_steps():
+        for step in sorted(self._best.all_steps(), reverse=True):
             try:
                 _read_twice(self._best, step, template)
+                break  # an older one was about to go: a kill may have left a part of it, which is no damage
             except integrity.DamagedError as error:
                 damaged[step] = str(error)
         for step, reason in damaged.items():
             self._set_aside(self._best, step, f"is damaged ({reason})")
+        self.wait()
         return self.best_step()
 
     def restore_best(self, template: Any) -> tuple[int, Any]:

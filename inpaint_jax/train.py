@@ -253,6 +253,7 @@ def run_training(
     """
     config_module.validate(config)
     with run_folder.lock(workdir), Preemption() as preemption:
+        run_folder.remove_unfinished(workdir)
         if not restart:
             check_config(config, workdir, allow_changes)
         run = assemble(config, name, workdir)

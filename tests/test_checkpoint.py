@@ -72,6 +72,21 @@ def test_a_state_that_a_kill_kept_from_being_removed_goes_at_the_next_start(tmp_
     assert not (tmp_path / "set_aside").exists()
 
 
+def test_a_best_that_a_kill_removed_in_part_goes_without_a_word(tmp_path):
+    with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
+        save(checkpoints, 1, best=True)
+        checkpoints.wait()
+        shutil.copytree(tmp_path / "best/step_1", tmp_path / "copy")
+        save(checkpoints, 2, best=True)
+    shutil.move(tmp_path / "copy", tmp_path / "best/step_1")
+    shutil.rmtree(tmp_path / "best/step_1/hashes")
+    with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
+        checkpoints.restore(state_of(0))
+        assert checkpoints.good_best_step(state_of(0).ema_params) == 2
+    assert [path.name for path in (tmp_path / "best").iterdir()] == ["step_2"]
+    assert not (tmp_path / "set_aside").exists()
+
+
 def test_a_state_of_other_networks_is_refused(checkpoints):
     save(checkpoints, 1, best=False)
     checkpoints.wait()

@@ -86,6 +86,7 @@ def test_a_signal_anywhere_loses_at_most_one_step(whole: Path, tmp_path: Path):
     kill_storm.check_same(whole, workdir, STEPS)
 
 
+@pytest.mark.slow
 def test_a_rain_of_signals_changes_nothing(whole: Path, tmp_path: Path):
     workdir, board = tmp_path / "told", tmp_path / "board"
     seen = kill_storm.Board(board, anew=True)
