@@ -52,7 +52,8 @@ def measure(workdir: Path, options: list[str], kills: int, seconds: float) -> di
         took = "no step" if first is None else f"{seen.left('step')} steps, the first after {starts[-1]:.1f} s"
         print(f"kill {kill}: {took}", flush=True)
     wall = time.monotonic() - begun
-    kept = checkpoint.kept_steps(workdir / "checkpoints")[-1]
+    assert trained, "no process came to its second step: lengthen --seconds"
+    kept = max(checkpoint.kept_steps(workdir / "checkpoints"), default=0)
     return {
         "kills": kills,
         "seconds between kills": seconds,
