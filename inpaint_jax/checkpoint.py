@@ -166,6 +166,11 @@ class Checkpoints:
         """
         step, state, run = self._newest_good(self._last, template, "state")
         self._wanted = step, _best_step(run)
+        # A kill while a newer state drives out the oldest leaves that one, or a part of it; after the end of a run no
+        # save would remove it. Who kept more, when this state was saved, did not want them removed.
+        kept = max(self._keep, run.get("config", {}).get("keep_checkpoints", 0))
+        for old in sorted(self._last.all_steps())[:-kept]:
+            self._last.delete(old)
         return state, run
 
     def _newest_good(self, manager: ocp.CheckpointManager, template: Any, what: str) -> tuple[int, Any, dict[str, Any]]:
@@ -216,13 +221,15 @@ class Checkpoints:
             ValueError: it does not fit the network.
         """
         damaged = {}
-        for step in self._best.all_steps():
+        for step in sorted(self._best.all_steps(), reverse=True):
             try:
                 _read_twice(self._best, step, template)
+                break  # an older one was about to go: a kill may have left a part of it, which is no damage
             except integrity.DamagedError as error:
                 damaged[step] = str(error)
         for step, reason in damaged.items():
             self._set_aside(self._best, step, f"is damaged ({reason})")
+        self.wait()
         return self.best_step()
 
     def restore_best(self, template: Any) -> tuple[int, Any]:

@@ -6,9 +6,11 @@ Nothing here imports JAX, so that `--help` and wrong usage answer at once.
 import functools
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import ml_collections
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 log = logging.getLogger("inpaint_jax")
-ERROR, USAGE, INTERRUPTED = 1, 2, 130
+ERROR, USAGE, PREEMPTED, INTERRUPTED = 1, 2, 75, 130
 USERS_ERRORS = (ValueError, OSError, FloatingPointError)  # what the user is to mend: told without a traceback
 # What a config file, or a field of it on the command line, raises beside the flags' own errors and OSError.
 CONFIG_FILE_ERRORS = (AttributeError, LookupError, TypeError, ValueError, SyntaxError, ImportError, NameError)
@@ -171,6 +173,14 @@ def _no_config_file(flag: str) -> str:
     words = [word for argument in sys.argv[1:] for word in argument.split("=", 1)]
     given = words[[word.lstrip("-") for word in words].index(flag) + 1]
     return f"--{flag}={given}: there is no such config file, or it is unreadable"
+
+
+def leave_preempted(number: int, frame: FrameType | None = None) -> None:
+    """Ends the process where it stands, as preempted: a handler of signals for where nothing is to be saved."""
+    log.warning("%s: there is nothing to save; run the same command again", signal.Signals(number).name)
+    if sys.stderr.isatty():
+        console().show_cursor()  # a progress bar hides it
+    os._exit(PREEMPTED)
 
 
 def require(flag: flags.FlagHolder) -> Any:

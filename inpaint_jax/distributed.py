@@ -23,7 +23,6 @@ log = logging.getLogger("inpaint_jax")
 
 # A process that has died without closing its connections is missed after so many seconds.
 HEARTBEAT_SECONDS = 20
-ERROR, PEER_LOST = 1, 75
 _FAILED = "inpaint_jax/failed"
 # Of schedulers that start several processes: how many there are. JAX finds the rest by itself.
 _COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
@@ -125,11 +124,11 @@ def ending_together() -> Iterator[None]:
 
 
 def _end(error: BaseException) -> NoReturn:
-    code, words = ERROR, command_line.message(error) or type(error).__name__
+    code, words = command_line.ERROR, command_line.message(error) or type(error).__name__
     if isinstance(error, jax.errors.JaxRuntimeError):
         # A collective operation fails where another process has gone. It may have said why.
         why = _failure()
-        code = ERROR if why else PEER_LOST
+        code = command_line.ERROR if why else command_line.PREEMPTED
         words = why or (
             f"a step failed ({words.splitlines()[0]}), most likely because another process has ended: start all of "
             "them again, which goes on from the last saved state"

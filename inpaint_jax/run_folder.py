@@ -160,6 +160,16 @@ def remove_run(workdir: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def remove_unfinished(workdir: Path) -> None:
+    """Removes the parts of files that a kill left in a run folder, whose lock must be held."""
+    # Those of pictures and masks: their names hold a process, so that no later one replaces them.
+    parts = [*workdir.glob(".*.png.*.tmp")]
+    for name in (SAMPLES, TEST, MASKS):
+        parts += (workdir / name).rglob(".*.tmp")
+    for part in parts:
+        part.unlink()
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Writes a file under a temporary name and renames it: a reader sees the old content or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -37,7 +37,7 @@ from inpaint_jax.run import Run, assemble, begin_together, check_config, generat
 from inpaint_jax.state import RegimeState, TrainState, create_state
 from inpaint_jax.step import make_eval_step, make_train_step
 
-FINISHED, PREEMPTED = 0, 75
+FINISHED, PREEMPTED = 0, command_line.PREEMPTED
 
 log = logging.getLogger("inpaint_jax")
 
@@ -78,7 +78,12 @@ def fit(run: Run, checkpoints: checkpoint.Checkpoints | None, preemption: Preemp
             phase = regime.phase
             if phase not in train_steps:
                 train_steps[phase] = compiled_step(run, regime)
+                # Where a phase begins, its state has been saved. Compiling can take longer than a machine waits.
+                if checkpoints:
+                    checkpoints.wait()
+                    preemption.nothing_to_save(not checkpoints.missing())
             state, scalars = train_steps[phase](state, frozen, parallel.shard(next_batch(batches, records)))
+            preemption.nothing_to_save(False)
             step += 1
             if step == first_step:
                 records.first_step(step)
@@ -295,6 +300,7 @@ def follow(config: ml_collections.ConfigDict, name: str, workdir: Path) -> int:
 def lead(config: ml_collections.ConfigDict, name: str, workdir: Path, restart: bool, allow_changes: bool) -> int:
     """Trains as the only process or the first of several, and tests; arguments and result are `run_training`'s."""
     with run_folder.lock(workdir), Preemption() as preemption:
+        run_folder.remove_unfinished(workdir)
         if not restart:
             check_config(config, workdir, allow_changes)
         run = assemble(config, name, workdir)
@@ -314,6 +320,7 @@ def lead(config: ml_collections.ConfigDict, name: str, workdir: Path, restart: b
             if preemption.requested:
                 log.warning("%s: trained to the end; run the same command again for the test", preemption.requested)
                 return PREEMPTED
+            preemption.nothing_to_save(True)  # what the test writes, it can write again
             try:
                 finish(run, checkpoints)
             except OSError as error:

@@ -14,6 +14,7 @@ Exit codes: 0 finished; 75 preempted, run the same command again to go on; 1 an 
 """
 
 import logging
+import signal
 from pathlib import Path
 
 from absl import flags
@@ -35,6 +36,8 @@ _PROCESS = flags.DEFINE_integer("process_id", None, "several processes: the numb
 
 
 def _main() -> int:
+    # A machine may take itself away while JAX is imported, too.
+    signal.signal(signal.SIGTERM, command_line.leave_preempted)
     config = command_line.require(_CONFIG)
     config_module.validate(config)  # before JAX is imported, so that the answer comes at once
     command_line.prepare_jax(config.deterministic)

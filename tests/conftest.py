@@ -42,8 +42,13 @@ def _random_leaf(random: np.random.Generator, path: tuple, leaf: jax.ShapeDtypeS
     return np.asarray(value, leaf.dtype)
 
 
+pytest.register_assert_rewrite("kill_storm")  # its assertions are to tell what differs
+
 # The files that take longest, the longest first.
-LONG_FILES = ("train", "parallel", "system_configs", "demo", "normal_map_configs", "step", "experiment", "demo_page")
+LONG_FILES = (
+    *("interrupted_runs", "train", "parallel", "system_configs", "demo", "normal_map_configs", "step", "experiment"),
+    "demo_page",
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:

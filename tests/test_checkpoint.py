@@ -1,5 +1,6 @@
 """Checkpoints: what is saved comes back bit by bit or not at all, and what does not fit is refused."""
 
+import contextlib
 import logging
 import random
 import shutil
@@ -9,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from inpaint_jax.checkpoint import Checkpoints, check_fingerprints, run_record
+from inpaint_jax.checkpoint import Checkpoints, check_fingerprints, kept_steps, run_record
 from inpaint_jax.state import RegimeState, TrainState
 
 
@@ -54,6 +55,36 @@ def test_the_newest_state_and_the_best_generator_come_back(checkpoints):
     step, best = checkpoints.restore_best(state_of(0).ema_params)
     assert step == 3
     np.testing.assert_array_equal(best["conv"]["kernel"], [3, 4, 5])
+
+
+@pytest.mark.parametrize(("kept_then", "left"), [(2, [2, 3]), (3, [1, 2, 3])])
+def test_a_state_that_a_kill_kept_from_being_removed_goes_at_the_next_start(tmp_path, kept_then, left):
+    with contextlib.closing(Checkpoints(tmp_path, keep=3)) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(
+                state_of(step), run_record(RegimeState("generator"), {}, 9, {"keep_checkpoints": kept_then})
+            )
+    # The kill came in the middle of removing it.
+    (tmp_path / "last/step_1/state/manifest.ocdbt").unlink()
+    with contextlib.closing(Checkpoints(tmp_path, keep=2)) as checkpoints:
+        assert int(checkpoints.restore(state_of(0))[0].step) == 3
+    assert kept_steps(tmp_path) == left
+    assert not (tmp_path / "set_aside").exists()
+
+
+def test_a_best_that_a_kill_removed_in_part_goes_without_a_word(tmp_path):
+    with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
+        save(checkpoints, 1, best=True)
+        checkpoints.wait()
+        shutil.copytree(tmp_path / "best/step_1", tmp_path / "copy")
+        save(checkpoints, 2, best=True)
+    shutil.move(tmp_path / "copy", tmp_path / "best/step_1")
+    shutil.rmtree(tmp_path / "best/step_1/hashes")
+    with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
+        checkpoints.restore(state_of(0))
+        assert checkpoints.good_best_step(state_of(0).ema_params) == 2
+    assert [path.name for path in (tmp_path / "best").iterdir()] == ["step_2"]
+    assert not (tmp_path / "set_aside").exists()
 
 
 def test_a_state_of_other_networks_is_refused(checkpoints):

@@ -158,3 +158,16 @@ def test_rows_go_on_after_a_kill_in_the_middle_of_one(tmp_path, tail):
     file.commit()
     assert run_folder.read_rows(path) == [*rows, {"step": 7}, {"step": 8}]
     file.close()
+
+
+def test_parts_of_files_that_a_kill_left_are_removed_and_nothing_else(tmp_path):
+    for name in ("samples/.a.png.1-2.tmp", "test/images/.b.png.1-2.tmp", "masks/.c.npz.1.tmp", ".networks.png.1-2.tmp"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"part")
+    # The last is what another command may be writing at this moment.
+    kept = ["samples/a.png", "samples/mine.tmp", "replay/.step_1.7.tmp"]
+    for name in kept:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"whole")
+    run_folder.remove_unfinished(tmp_path)
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()) == sorted(kept)
