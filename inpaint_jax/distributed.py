@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -24,12 +25,14 @@ log = logging.getLogger("inpaint_jax")
 # A process that has died without closing its connections is missed after so many seconds.
 HEARTBEAT_SECONDS = 20
 _FAILED = "inpaint_jax/failed"
+# Of XLA's errors, those that another start would come to again.
+_OWN_ERRORS = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED", "NOT_FOUND")
 # Of schedulers that start several processes: how many there are. JAX finds the rest by itself.
 _COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 
 
 def started_by_scheduler() -> bool:
-    """Returns whether SLURM, Open MPI or a Cloud TPU slice has started this process as one of several."""
+    """Returns whether SLURM, Open MPI or a TPU slice of Kubernetes has started this process as one of several."""
     if any(int(os.environ.get(name) or 1) > 1 for name in _COUNTS):
         return True
     return "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
@@ -51,17 +54,25 @@ def join(coordinator: str | None = None, processes: int | None = None, process: 
     if missing and len(missing) < 3:
         raise ValueError(f"{', '.join(missing)}: needed too, where one of {', '.join(given)} is given")
     if missing:
-        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+        _initialize()
         return
     if not 0 <= process < processes:
         raise ValueError(f"--process_id={process}: with --num_processes={processes}, give 0 to {processes - 1}")
     if not coordinator.rpartition(":")[2].isdigit():
         raise ValueError(f"--coordinator_address={coordinator}: give host:port, such as 10.0.0.1:1234")
     if processes > 1:
-        jax.distributed.initialize(
-            coordinator, processes, process,
-            heartbeat_timeout_seconds=HEARTBEAT_SECONDS, coordinator_bind_address=coordinator,
-        )  # fmt: skip
+        bound = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS", coordinator)
+        _initialize(coordinator, processes, process, coordinator_bind_address=bound)
+
+
+def _initialize(*place: str | int, **options: str) -> None:
+    try:
+        jax.distributed.initialize(*place, heartbeat_timeout_seconds=HEARTBEAT_SECONDS, **options)
+    except (jax.errors.JaxRuntimeError, RuntimeError, ValueError) as error:
+        # The others may come later, as on spot machines.
+        first = str(error).splitlines()[0]
+        log.error("the other processes were not met (%s): run the same command again", first)
+        os._exit(command_line.PREEMPTED)
 
 
 def say(name: str, text: str) -> None:
@@ -84,6 +95,13 @@ def hear(name: str) -> str:
                 raise
         if why := _failure():
             raise ValueError(why)
+
+
+def _end_with_others(ended: threading.Event) -> None:
+    """Ends this process when another has said why it ended: in a collective operation it could wait for ever."""
+    while not ended.wait(1):
+        if why := _failure():
+            _leave_now(why, command_line.ERROR)
 
 
 def _failure() -> str:
@@ -115,17 +133,25 @@ def ending_together() -> Iterator[None]:
 
     Left to itself, a process waits for the others at its exit, and they wait for it in a collective operation.
     """
+    ended = threading.Event()
+    if jax.process_count() > 1:
+        threading.Thread(target=_end_with_others, args=(ended,), daemon=True).start()
     try:
         yield
     except BaseException as error:
+        ended.set()
         if not multihost.is_jax_distributed_client_initialized():
             raise
         _end(error)
+    finally:
+        ended.set()
 
 
 def _end(error: BaseException) -> NoReturn:
     code, words = command_line.ERROR, command_line.message(error) or type(error).__name__
-    if isinstance(error, jax.errors.JaxRuntimeError):
+    if isinstance(error, KeyboardInterrupt):
+        code = command_line.INTERRUPTED
+    if isinstance(error, jax.errors.JaxRuntimeError) and not any(kind in str(error) for kind in _OWN_ERRORS):
         # A collective operation fails where another process has gone. It may have said why.
         why = _failure()
         code = command_line.ERROR if why else command_line.PREEMPTED
@@ -140,8 +166,12 @@ def _end(error: BaseException) -> NoReturn:
                 # With process 0 its words go too: the others look for them every second.
                 time.sleep(3)
     log.debug("traceback of the error", exc_info=error)
-    if not isinstance(error, (*command_line.USERS_ERRORS, jax.errors.JaxRuntimeError)):
+    if not isinstance(error, (*command_line.USERS_ERRORS, jax.errors.JaxRuntimeError, KeyboardInterrupt)):
         traceback.print_exception(error)
+    _leave_now(words, code)
+
+
+def _leave_now(words: str, code: int) -> NoReturn:
     print(f"error: {words}", file=sys.stderr)
     for stream in (*log.handlers, sys.stdout, sys.stderr):
         stream.flush()

@@ -270,6 +270,7 @@ def begin_together(
         return begin(run, checkpoints, allow_changes)
     # Only what decides numbers: paths may differ from machine to machine.
     known = {**run.fingerprints, "config": config_module.hashes(run.config)["resume"], "length": run.total_steps}
+    known |= {"config.parallel": run.config.parallel, "number of devices": jax.local_device_count()}
     if checkpoints:
         state, regime = begin(run, checkpoints, allow_changes)
         distributed.say("beginning", json.dumps({**known, "regime": regime.to_json()}))
@@ -277,7 +278,7 @@ def begin_together(
             distributed.hear(f"agreed/{process}")
     else:
         told = json.loads(distributed.hear("beginning"))
-        differing = [name for name in known if told[name] != known[name]]
+        differing = [name for name in known if told.get(name) != known[name]]
         if differing:
             raise ValueError(
                 f"process {jax.process_index()} has another {' and '.join(differing)} than process 0: give all of them "

@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import json
 import logging
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -283,16 +284,24 @@ def follow(config: ml_collections.ConfigDict, name: str, workdir: Path) -> int:
     """Trains as one of several processes, not the first; returns the exit code.
 
     What the first writes into the run folder, this one writes into a folder that goes at its end.
+
+    It stays until the first has tested, or a restart of the first alone would wait for it in vain.
     """
     for handler in log.handlers:
         handler.setLevel(logging.WARNING)  # the first says what there is to say
     with tempfile.TemporaryDirectory() as scratch, Preemption() as preemption:
+        own_folder = Path(scratch)
         # When the first has read all pictures, its list of checked ones spares this one the same, on a shared disk.
         distributed.hear("assembled")
+        for part in (run_folder.DATA, run_folder.MASKS):
+            if (workdir / part).is_dir():
+                shutil.copytree(workdir / part, own_folder / part)
         own = copy.deepcopy(config)
         own.wandb.project = ""
-        run = dataclasses.replace(assemble(config, name, workdir, trains=False), config=own, workdir=Path(scratch))
+        run = dataclasses.replace(assemble(config, name, own_folder, trains=False), config=own)
         finished = fit(run, None, preemption, allow_changes=False)
+        if finished:
+            distributed.hear("tested")
         distributed.leave()
     return FINISHED if finished else PREEMPTED
 
@@ -312,10 +321,8 @@ def lead(config: ml_collections.ConfigDict, name: str, workdir: Path, restart: b
         command_line.log_to_file(workdir / run_folder.LOG)
         checkpoints = checkpoint.Checkpoints(workdir / run_folder.CHECKPOINTS, config.keep_checkpoints)
         try:
-            finished = fit(run, checkpoints, preemption, allow_changes)
-            # The test is the first process's alone, on its own devices.
-            distributed.leave()
-            if not finished:
+            if not fit(run, checkpoints, preemption, allow_changes):
+                distributed.leave()
                 return PREEMPTED
             if preemption.requested:
                 log.warning("%s: trained to the end; run the same command again for the test", preemption.requested)
@@ -330,6 +337,9 @@ def lead(config: ml_collections.ConfigDict, name: str, workdir: Path, restart: b
                     f"the disk is full ({error}): the training is saved, and the results of the test could not be "
                     "written: make space, and run the same command again, which goes on with the test"
                 ) from error
+            if jax.process_count() > 1:
+                distributed.say("tested", "")
+                distributed.leave()
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -368,6 +378,7 @@ def finish(run: Run, checkpoints: checkpoint.Checkpoints) -> None:
     tested_step, variables = trained_generator(run, checkpoints)
     parallel, eval_step = run.parallel, run.eval_step
     if parallel.processes > 1:
+        # By this process alone, on its own devices.
         parallel = make_parallel(run.config.parallel, jax.local_devices())
         eval_step = parallel.evaluate(make_eval_step(run.config))
     megabytes = weights.save_generator(run.workdir / run_folder.GENERATOR, variables, run.config)

@@ -6,8 +6,8 @@
 Any field of the config can be set: --config.optimizer.learning_rate=3e-4. The same command again goes on, or tests
 a finished run; --restart starts over.
 
-Several processes train as one: SLURM, Open MPI and Cloud TPUs start them and are recognised; elsewhere start each with
---coordinator_address, --num_processes and --process_id.
+Several processes train as one: those that SLURM and Open MPI start are recognised; on a TPU slice give
+--several_processes; elsewhere start each with --coordinator_address, --num_processes and --process_id.
 
 Exit codes: 0 finished; 75 preempted, run the same command again to go on; 1 an error with a message;
 2 wrong usage.
@@ -32,6 +32,7 @@ _DESCRIBE = flags.DEFINE_bool("describe", False, "print both networks with param
 _ALLOW = flags.DEFINE_bool("allow_config_changes", False, "go on although config, data or masks differ from the run's")
 _COORDINATOR = flags.DEFINE_string("coordinator_address", None, "several processes: host:port of process 0")
 _PROCESSES = flags.DEFINE_integer("num_processes", None, "several processes: how many", lower_bound=1)
+_SEVERAL = flags.DEFINE_bool("several_processes", False, "several processes that JAX finds by itself, as on TPU slices")
 _PROCESS = flags.DEFINE_integer("process_id", None, "several processes: the number of this one, from 0")
 
 
@@ -50,7 +51,8 @@ def _main() -> int:
     workdir = Path(_WORKDIR.value) if _WORKDIR.value else run_folder.default_workdir(path)
     from inpaint_jax import distributed, train
 
-    if distributed.started_by_scheduler() or {_COORDINATOR.value, _PROCESSES.value, _PROCESS.value} != {None}:
+    explicit = {_COORDINATOR.value, _PROCESSES.value, _PROCESS.value} != {None}
+    if explicit or _SEVERAL.value or distributed.started_by_scheduler():
         distributed.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     log.info("run folder %s", workdir)
     return train.run_training(config, Path(path).name, workdir, _RESTART.value, _ALLOW.value)

@@ -18,9 +18,8 @@ MOUNT=${MOUNT:-true}
 call() {
     if [ -n "${DRY_RUN:-}" ]; then printf '%q ' "$@"; echo; else "$@"; fi
 }
-tpu() { call gcloud compute tpus tpu-vm "$1" "$RUN_NAME" --zone="$ZONE" "${@:2}"; }
+everywhere() { call gcloud compute tpus tpu-vm ssh "$RUN_NAME" --zone="$ZONE" --worker=all --command="$1"; }
 queued() { call gcloud compute tpus queued-resources "$1" "$RUN_NAME" --zone="$ZONE" "${@:2}"; }
-everywhere() { tpu ssh --worker=all --command="$1"; }
 
 state() {
     if [ -n "${DRY_RUN:-}" ]; then echo ACTIVE; return; fi
@@ -28,24 +27,33 @@ state() {
 }
 
 slice() {
+    queued delete --force --quiet || true # one that was suspended keeps the name
     queued create --node-id="$RUN_NAME" --accelerator-type="$TYPE" --runtime-version="$VERSION" --spot
-    until [ "$(state)" = ACTIVE ]; do sleep 30; done
-    tpu scp --worker=all --recurse . :inpaint
-    everywhere "python3 -m venv venv && venv/bin/pip install -q 'jax[tpu]' && cd inpaint && ../venv/bin/pip install -q -r requirements.txt"
+    until [ "$(state)" = ACTIVE ]; do
+        case "$(state)" in FAILED | SUSPENDED) return 1 ;; esac
+        sleep 30
+    done
+    # What is committed, without runs and data. The machines' own Python is too old.
+    call git archive --format=tar --output=/tmp/inpaint.tar HEAD
+    call gcloud compute tpus tpu-vm scp --zone="$ZONE" --worker=all /tmp/inpaint.tar "$RUN_NAME:inpaint.tar"
+    everywhere "mkdir -p inpaint && tar -xf inpaint.tar -C inpaint && curl -LsSf https://astral.sh/uv/install.sh | sh"
+    everywhere "\$HOME/.local/bin/uv venv --clear --python 3.11 venv && cd inpaint && VIRTUAL_ENV=\$HOME/venv \$HOME/.local/bin/uv pip install -r requirements.txt 'jax[tpu]'"
     everywhere "sudo mkdir -p /mnt/runs && sudo chmod a+w /mnt/runs && $MOUNT"
 }
 
 words=$(printf '%q ' "$@")
 while true; do
-    [ "$(state)" = ACTIVE ] && [ -z "${DRY_RUN:-}" ] || slice
+    if [ "$(state)" != ACTIVE ] || [ -n "${DRY_RUN:-}" ]; then
+        slice || { sleep 60; continue; }
+    fi
     code=0
-    # The machines of a slice find each other. One that is only stopped is started again where it is.
-    everywhere "cd inpaint && PATH=\$HOME/venv/bin:\$PATH launch/run_until_done.sh python launch/main.py $words" || code=$?
-    [ "$code" -ne 0 ] || break
-    sleep 60 # until a slice that is being taken away says so
-    # What ended on machines that are still there ended with an error of its own.
-    [ "$(state)" != ACTIVE ] || break
-    queued delete --force --quiet || true
+    everywhere "cd inpaint && PATH=\$HOME/venv/bin:\$PATH launch/run_until_done.sh python launch/main.py --several_processes $words" || code=$?
+    # 0 finished, 1 an error, 2 wrong usage; anything else is a lost connection or a lost slice.
+    case $code in 0 | 1 | 2) ;; *) sleep 60; continue ;; esac
+    # A slice that is taken away may end as an error does.
+    if [ "$code" -eq 0 ]; then break; fi
+    sleep 60
+    if [ "$(state)" = ACTIVE ]; then break; fi
 done
 queued delete --force --quiet
 exit "$code"

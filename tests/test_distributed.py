@@ -127,13 +127,13 @@ def test_the_death_of_one_ends_the_other_and_they_go_on_exactly(two_processes: P
     processes = start(workdir, "--config.checkpoint_every_steps=3")
     wait_for_rows(workdir, 6, processes)
     processes[victim].send_signal(signal.SIGKILL)
-    codes = [0, 0]
-    codes[victim] = -signal.SIGKILL
-    # JAX ends a process itself that has lost process 0.
-    codes[1 - victim] = 75 if victim == 1 else -signal.SIGABRT
-    texts = ended(processes, *codes, timeout=GRACE)
-    if victim == 1:
-        assert "another process has ended: start all of them again" in texts[0]
+    results = [process.wait(GRACE) for process in processes]
+    assert results[victim].returncode == -signal.SIGKILL
+    survivor = results[1 - victim]
+    # JAX itself ends a process that has lost process 0, or that does not notice in a collective operation.
+    assert survivor.returncode in ((75, -signal.SIGABRT) if victim == 1 else (-signal.SIGABRT,))
+    if survivor.returncode == 75:
+        assert "another process has ended: start all of them again" in survivor.stderr
     texts = ended(start(workdir), 0, 0)
     assert "going on from step" in texts[0]
     same_results(two_processes, workdir)

@@ -70,7 +70,7 @@ def warnings(caplog) -> list[str]:
 
 
 def test_rows_wait_for_space_and_are_written_once_each_in_order(disk):
-    rows = [{"step": step, "text": "x" * 997} for step in range(20)]
+    rows = [{"step": step, "split": "train", "text": "x" * 980} for step in range(20)]
     file = run_folder.RowFile(disk / "metrics.jsonl")
     file.write(rows[:2])
     fill(disk)

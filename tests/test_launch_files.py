@@ -1,5 +1,6 @@
 """The launch files, as far as they run without a cluster: shells, schedulers played by small scripts, and YAML."""
 
+import functools
 import os
 import signal
 import socket
@@ -72,7 +73,9 @@ def test_a_signal_reaches_the_command_and_ends_the_script_with_its_code(tmp_path
         tmp_path, "command", f"cd {tmp_path}", "trap 'sleep 0.5; touch saved; exit 75' TERM", "touch begun",
         "while true; do sleep 0.1; done",
     )  # fmt: skip
-    process = subprocess.Popen([LAUNCH / "run_until_done.sh", command])
+    # A shell cannot catch what was ignored when it began, as Ctrl-C is in the background of another.
+    default = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen([LAUNCH / "run_until_done.sh", command], preexec_fn=default)
     while not (tmp_path / "begun").exists():
         time.sleep(0.01)
     process.send_signal(number)
@@ -158,7 +161,7 @@ def test_kubernetes_job_starts_the_processes_that_it_says():
     # Pods are named after job and index, below the subdomain, which a headless service of that name resolves.
     assert host == f"{job['metadata']['name']}-0.{pod['subdomain']}"
     assert service["metadata"]["name"] == pod["subdomain"]
-    assert service["spec"]["clusterIP"] == "None" or service["spec"]["clusterIP"] is None
+    assert service["spec"]["clusterIP"] == "None"
     assert {"containerPort": int(port)} in container["ports"]
     ending = [rule for rule in spec["podFailurePolicy"]["rules"] if rule["action"] == "FailJob"]
     assert ending[0]["onExitCodes"]["values"] == [1, 2]
@@ -171,10 +174,20 @@ def test_tpu_script_says_what_it_would_do(tmp_path: Path):
     ran = subprocess.run(command, env={**os.environ, **names}, capture_output=True, text=True, cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     lines = ran.stdout.splitlines()
-    assert "queued-resources create inpaint" in lines[0]
-    assert "--spot" in lines[0]
+    (created,) = (line for line in lines if "queued-resources create inpaint" in line)
+    assert "--spot" in created
+    (copied,) = (line for line in lines if "tpu-vm scp" in line)
+    assert copied.split()[-2:] == ["/tmp/inpaint.tar", "inpaint:inpaint.tar"]
     assert any("launch/main.py" in line and "--worker=all" in line for line in lines)
     assert "queued-resources delete inpaint" in lines[-1]
     ran = subprocess.run(command, capture_output=True, text=True)
     assert ran.returncode == 1
     assert "RUN_NAME" in ran.stderr
+
+
+def test_the_image_installs_every_package_before_the_code_is_copied():
+    lines = (LAUNCH / "Dockerfile").read_text().splitlines()
+    before = lines[: lines.index('RUN pip install --no-cache-dir -r requirements.txt "$JAX"')]
+    # An editable installation knows the packages that are there when it is made.
+    for package in ("inpaint_jax", "configs"):
+        assert f"COPY {package}/__init__.py {package}/__init__.py" in before

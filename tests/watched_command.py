@@ -84,6 +84,7 @@ def watch(board: Board, signals: dict[tuple[str, int], list[int]]) -> None:
     from orbax.checkpoint._src.path.deleter import StandardCheckpointDeleter
 
     from inpaint_jax import records, train
+    from inpaint_jax import run as run_module
 
     def wrap(owner: object, name: str, place: str) -> None:
         function = getattr(owner, name)
@@ -102,7 +103,7 @@ def watch(board: Board, signals: dict[tuple[str, int], list[int]]) -> None:
     wrap(records.Records, "train", "row")
     wrap(CheckpointManager, "_finalize", "write")
     wrap(StandardCheckpointDeleter, "delete", "delete")
-    begin, compiled_step, finalize = train.begin, train.compiled_step, AtomicRenameTemporaryPath.finalize
+    begin, compiled_step, finalize = run_module.begin, train.compiled_step, AtomicRenameTemporaryPath.finalize
 
     def watched_begin(run, checkpoints, *arguments):
         if checkpoints.latest_step() is None:
@@ -123,7 +124,7 @@ def watch(board: Board, signals: dict[tuple[str, int], list[int]]) -> None:
         with board.at("commit", signals):
             return await finalize(path)
 
-    train.begin, train.compiled_step = watched_begin, watched_compiled_step
+    run_module.begin, train.compiled_step = watched_begin, watched_compiled_step
     AtomicRenameTemporaryPath.finalize = watched_finalize
 
 

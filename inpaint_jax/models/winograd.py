@@ -57,6 +57,8 @@ def _forward(x: jax.Array, kernel: jax.Array) -> jax.Array:
         lax.conv_general_dilated(
             _combination(of_inputs, inputs), _combination(of_taps, taps), (1, 1), [(1, 1), (0, 0)],
             dimension_numbers=_DIMENSION_NUMBERS,
+            # The combinations would lose digits in the bfloat16 of TPUs, where an exported program may run.
+            precision=lax.Precision.HIGHEST,
         )
         for of_inputs, of_taps in zip(_OF_INPUTS, _OF_TAPS, strict=True)
     ]  # fmt: skip
