@@ -121,7 +121,7 @@ def test_a_signal_to_one_ends_both_at_one_step_and_they_go_on_exactly(two_proces
     same_results(two_processes, workdir)
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_the_death_of_one_ends_the_other_and_they_go_on_exactly(two_processes: Path, tmp_path: Path, victim: int):
     workdir = tmp_path / "killed"
     processes = start(workdir, "--config.checkpoint_every_steps=3")
@@ -139,6 +139,7 @@ def test_the_death_of_one_ends_the_other_and_they_go_on_exactly(two_processes: P
     same_results(two_processes, workdir)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_processes(one_process: Path, tmp_path: Path):
     workdir = tmp_path / "changing"
     ended(start(workdir, "--config.epochs=1", "--config.optimizer.schedule=constant"), 0, 0)
