@@ -46,7 +46,17 @@ pytest.register_assert_rewrite("kill_storm")  # its assertions are to tell what 
 
 # The files that take longest, the longest first.
 LONG_FILES = (
-    *("interrupted_runs", "train", "parallel", "system_configs", "demo", "normal_map_configs", "step", "experiment"),
+    *(
+        "interrupted_runs",
+        "distributed",
+        "train",
+        "parallel",
+        "system_configs",
+        "demo",
+        "normal_map_configs",
+        "step",
+        "experiment",
+    ),
     "demo_page",
 )
 
