@@ -121,7 +121,8 @@ def test_a_signal_to_one_ends_both_at_one_step_and_they_go_on_exactly(two_proces
     same_results(two_processes, workdir)
 
 
-@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
 def test_the_death_of_one_ends_the_other_and_they_go_on_exactly(two_processes: Path, tmp_path: Path, victim: int):
     workdir = tmp_path / "killed"
     processes = start(workdir, "--config.checkpoint_every_steps=3")
