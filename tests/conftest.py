@@ -61,11 +61,6 @@ LONG_FILES = (
 )
 
 
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Returns one process more than there are cores: those that wait for a command's process leave one to others."""
-    return len(os.sched_getaffinity(0)) + 1
-
-
 def pytest_configure(config: pytest.Config) -> None:
     """Lets files be given to processes in their order; pytest-xdist would give those with the most tests first."""
     config.option.loadscopereorder = False

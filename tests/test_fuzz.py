@@ -278,7 +278,7 @@ def kinds_of(content: bytes) -> tuple:
     return mutations.JSON
 
 
-@tries(10, 300)
+@tries(30, 300)
 def test_damaged_files_of_checkpoints(finished_run, assembled, copied, tries):
     """The run goes on from the newest state that is as it was saved, bit by bit; each file of the newest is damaged."""
     states = {}
