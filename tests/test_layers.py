@@ -9,12 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from inpaint_jax.models import layers
+from inpaint_jax.models import convolutions, layers
+from inpaint_jax.models.convolutions import convolution, transposed_convolution
 
 # Largest error, as a share of the largest value of the tensor compared.
 TOLERANCE = {jnp.float32: 2e-5, jnp.bfloat16: 4e-2}
 # Those of the convolution that halves an image, and of the transposed one that doubles it.
-HALVING = [name for name in layers.FORMULATIONS if name != "winograd"]
+HALVING = [name for name in convolutions.FORMULATIONS if name != "winograd"]
 
 
 def reference_convolution(x, kernel, stride, padding, dilation=1):
@@ -62,7 +63,7 @@ def draw(seed, shape, dtype):
 @pytest.mark.parametrize("formulation", HALVING)
 def test_halving_convolution_equals_native(formulation, dtype):
     x, kernel = draw(0, (2, 8, 6, 5), dtype), draw(1, (4, 4, 5, 7), dtype)
-    actual = values_and_gradients(lambda x, k: layers.convolution(x, k, 2, 1, formulation=formulation), x, kernel)
+    actual = values_and_gradients(lambda x, k: convolution(x, k, 2, 1, formulation=formulation), x, kernel)
     assert_same(actual, values_and_gradients(lambda x, k: reference_convolution(x, k, 2, 1), x, kernel), dtype)
 
 
@@ -70,7 +71,7 @@ def test_halving_convolution_equals_native(formulation, dtype):
 @pytest.mark.parametrize("formulation", HALVING)
 def test_transposed_convolution_equals_gradient_of_convolution(formulation, dtype):
     x, kernel = draw(2, (2, 4, 3, 5), dtype), draw(3, (4, 4, 5, 7), dtype)
-    actual = values_and_gradients(lambda x, k: layers.transposed_convolution(x, k, formulation), x, kernel)
+    actual = values_and_gradients(lambda x, k: transposed_convolution(x, k, formulation), x, kernel)
     assert_same(actual, values_and_gradients(reference_transposed, x, kernel), dtype)
 
 
@@ -82,7 +83,7 @@ def test_transposed_convolution_follows_its_formula():
             for a in range(4):
                 for b in range(4):
                     expected[0, 2 * i + a, 2 * j + b] += x[0, i, j] @ kernel[a, b]
-    actual = layers.transposed_convolution(jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32))
+    actual = transposed_convolution(jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32))
     np.testing.assert_allclose(actual, expected[:, 1:-1, 1:-1], atol=1e-5)
 
 
@@ -102,7 +103,7 @@ def test_any_convolution_equals_native(size, kernel_size, stride, padding, dilat
     expected = values_and_gradients(lambda x, k: reference_convolution(x, k, stride, padding, dilation), x, kernel)
     for formulation in ("auto", "matrix"):
         actual = values_and_gradients(
-            lambda x, k, formulation=formulation: layers.convolution(x, k, stride, padding, dilation, formulation),
+            lambda x, k, formulation=formulation: convolution(x, k, stride, padding, dilation, formulation),
             x,
             kernel,
         )
@@ -117,12 +118,12 @@ def test_halving_and_doubling_at_any_even_size(size, channels):
         draw(9, (2, 2 * size[0], 2 * size[1], channels[0]), jnp.float32),
     )
     kernel = draw(10, (4, 4, *channels), jnp.float32)
-    down = values_and_gradients(lambda x, k: layers.convolution(x, k, 2, 1, formulation="two_by_two"), large, kernel)
+    down = values_and_gradients(lambda x, k: convolution(x, k, 2, 1, formulation="two_by_two"), large, kernel)
     assert_same(down, values_and_gradients(lambda x, k: reference_convolution(x, k, 2, 1), large, kernel), jnp.float32)
     expected = values_and_gradients(reference_transposed, small, kernel)
     for formulation in ("two_by_two", "matrix"):
         up = values_and_gradients(
-            lambda x, k, formulation=formulation: layers.transposed_convolution(x, k, formulation), small, kernel
+            lambda x, k, formulation=formulation: transposed_convolution(x, k, formulation), small, kernel
         )
         assert_same(up, expected, jnp.float32)
 
@@ -131,11 +132,42 @@ def test_halving_and_doubling_at_any_even_size(size, channels):
 def test_winograd_equals_native(height, width, channels, features):
     """Within 1e-5 of each array's largest value."""
     x, kernel = draw(6, (2, height, width, channels), jnp.float32), draw(7, (3, 3, channels, features), jnp.float32)
-    actual = values_and_gradients(lambda x, k: layers.convolution(x, k, 1, 1, formulation="winograd"), x, kernel)
+    actual = values_and_gradients(lambda x, k: convolution(x, k, 1, 1, formulation="winograd"), x, kernel)
     expected = values_and_gradients(lambda x, k: reference_convolution(x, k, 1, 1), x, kernel)
     for ours, theirs in zip(actual, expected, strict=True):
         assert ours.shape == theirs.shape
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize(("height", "width", "channels", "features"), [(8, 4, 3, 6), (16, 20, 40, 24), (4, 4, 1, 1)])
+def test_strided_winograd_equals_native(height, width, channels, features):
+    """Within 1e-5 of each array's largest value."""
+    x, kernel = draw(6, (2, height, width, channels), jnp.float32), draw(7, (4, 4, channels, features), jnp.float32)
+    actual = values_and_gradients(lambda x, k: convolution(x, k, 2, 1, formulation="winograd"), x, kernel)
+    expected = values_and_gradients(lambda x, k: reference_convolution(x, k, 2, 1), x, kernel)
+    small = x[:, : height // 2, : width // 2]
+    up = values_and_gradients(lambda x, k: transposed_convolution(x, k, "winograd"), small, kernel)
+    doubled = values_and_gradients(reference_transposed, small, kernel)
+    for ours, theirs in zip(actual + up, expected + doubled, strict=True):
+        assert ours.shape == theirs.shape
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize(
+    ("batch", "size", "channels", "dtype", "formulations"),
+    [
+        (8, 64, 64, jnp.float32, ("winograd", "winograd")),
+        (8, 64, 64, jnp.bfloat16, ("two_by_two", "two_by_two")),
+        (8, 62, 64, jnp.float32, ("two_by_two", "winograd")),
+        (8, 64, 3, jnp.float32, ("two_by_two", "two_by_two")),
+        (4, 8, 64, jnp.float32, ("matrix", "matrix")),
+        (64, 12, 3, jnp.float32, ("matrix", "two_by_two")),
+    ],
+)
+def test_strided_formulation_on_cpus(batch, size, channels, dtype, formulations):
+    x, kernel = jnp.zeros((batch, size, size, channels), dtype), jnp.zeros((4, 4, channels, 64), dtype)
+    down, up = convolutions.choose_convolution(x, kernel, 2, 1, 1), convolutions.choose_transposed(x, kernel)
+    assert (down, up) == formulations
 
 
 @pytest.mark.parametrize(
@@ -150,21 +182,23 @@ def test_winograd_equals_native(height, width, channels, features):
 )
 def test_winograd_is_taken_on_cpus_where_it_pays(batch, size, channels, dtype, formulation):
     x, kernel = jnp.zeros((batch, size, size, channels), dtype), jnp.zeros((3, 3, channels, 64), dtype)
-    assert layers.choose_convolution(x, kernel, 1, 1, 1) == formulation
+    assert convolutions.choose_convolution(x, kernel, 1, 1, 1) == formulation
 
 
 def test_impossible_formulations_are_named():
-    with pytest.raises(ValueError, match=r"'winograd' needs a 3x3 kernel, .* got kernel 3, .* image 6x6"):
-        layers.convolution(jnp.zeros((1, 6, 6, 1)), jnp.zeros((3, 3, 1, 1)), 1, 1, formulation="winograd")
+    with pytest.raises(ValueError, match=r"'winograd' needs float32, .* 3x3 kernel, .* got kernel 3, .* image 6x6"):
+        convolution(jnp.zeros((1, 6, 6, 1)), jnp.zeros((3, 3, 1, 1)), 1, 1, formulation="winograd")
     image, kernel = jnp.zeros((1, 7, 8, 1)), jnp.zeros((4, 4, 1, 1))
     with pytest.raises(ValueError, match="'two_by_two' needs"):
-        layers.convolution(image, kernel, 2, 1, formulation="two_by_two")
+        convolution(image, kernel, 2, 1, formulation="two_by_two")
     with pytest.raises(ValueError, match="unknown formulation 'quick'"):
-        layers.convolution(image, kernel, 2, 1, formulation="quick")
+        convolution(image, kernel, 2, 1, formulation="quick")
     with pytest.raises(ValueError, match="unknown formulation 'quick'"):
-        layers.transposed_convolution(image, kernel, "quick")
+        transposed_convolution(image, kernel, "quick")
+    with pytest.raises(ValueError, match="needs float32 and an even height and width, got image 7x8"):
+        transposed_convolution(image, kernel, "winograd")
     with pytest.raises(ValueError, match="4x4 kernel, got 3x3"):
-        layers.transposed_convolution(image, kernel[:3, :3])
+        transposed_convolution(image, kernel[:3, :3])
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

@@ -1,17 +1,7 @@
-"""Convolution, transposed convolution and batch normalisation, in the formulations that run fast.
+"""Layers: convolution, transposed convolution, normalisation and dropout.
 
-Parameters always have the standard layout (kernel height, kernel width, input channels, output channels); a layer
-rearranges them inside its call, so checkpoints do not depend on the formulation. The formulations give equal numbers up
-to rounding:
-
-* ``plain``: one call of ``lax.conv_general_dilated``.
-* ``two_by_two``: the 4x4 stride-2 convolution as a 2x2 convolution of the space-to-depth image (four times the
-  channels, half the size), and its transposed counterpart as a 2x2 convolution to four times the channels whose
-  outputs interleave (sub-pixel convolution; Shi et al. 2016, https://arxiv.org/abs/1609.05158).
-* ``matrix``: gathered neighbourhoods times the kernel as a matrix; of the transposed convolution, the 2x2 one so.
-* ``winograd``: the 3x3 stride-1 convolution with half the multiplications, see :mod:`inpaint_jax.models.winograd`.
-
-``auto`` takes the one that :func:`choose_convolution` or :func:`choose_transposed` names.
+Parameters always have the standard layout, whatever the formulation of a convolution: see
+:mod:`inpaint_jax.models.convolutions`.
 """
 
 from collections.abc import Callable
@@ -21,23 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from inpaint_jax.models import winograd
-
-FORMULATIONS = ("auto", "plain", "two_by_two", "matrix", "winograd")
-
-# With more positions than this per image, gathering neighbourhoods costs more than it saves (measured on XLA:CPU).
-MATRIX_POSITIONS = 100
-# Larger maps do not stay in the processor's cache, and adding combinations takes what fewer products save. With fewer
-# channels, products are too small a part of the time. (Measured on XLA:CPU.)
-WINOGRAD_BYTES, WINOGRAD_CHANNELS = 9_000_000, 32
-
-# What those formulations need that do not exist for every convolution.
-_NEEDS = {
-    "two_by_two": "a 4x4 kernel, stride 2, padding 1 and an even image size",
-    "winograd": f"a 3x3 kernel, stride 1, padding 1, a width that is a multiple of {winograd.OUTPUTS}, and float32",
-}
-
-_DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
+from inpaint_jax.models.convolutions import convolution, transposed_convolution
 
 Initializer = Callable[..., jax.Array]
 
@@ -55,173 +29,6 @@ def normal_around_one(stddev: float = 0.02) -> Initializer:
     return initialise
 
 
-def halves(kernel_size: int, stride: int, padding: int, dilation: int, height: int, width: int) -> bool:
-    """Return whether a convolution is the 4x4 stride-2 one that halves an even-sized image exactly."""
-    return (kernel_size, stride, padding, dilation) == (4, 2, 1, 1) and height % 2 == 0 and width % 2 == 0
-
-
-def winograds(
-    kernel_size: int, stride: int, padding: int, dilation: int, height: int, width: int, dtype: jnp.dtype
-) -> bool:
-    """Return whether a convolution is one that :mod:`inpaint_jax.models.winograd` has."""
-    # In bfloat16 the combinations would lose digits.
-    exact = dtype == jnp.float32 and width % winograd.OUTPUTS == 0
-    return exact and (kernel_size, stride, padding, dilation) == (3, 1, 1, 1)
-
-
-def choose_convolution(x: jax.Array, kernel: jax.Array, stride: int, padding: int, dilation: int) -> str:
-    """Return the formulation in which a convolution trains fastest on the current backend; see :func:`convolution`."""
-    kernel_size, _, channels, features = kernel.shape
-    batch, height, width, _ = x.shape
-    geometry = (kernel_size, stride, padding, dilation, height, width)
-    if jax.default_backend() == "cpu":
-        reach = dilation * (kernel_size - 1) + 1
-        positions = ((height + 2 * padding - reach) // stride + 1) * ((width + 2 * padding - reach) // stride + 1)
-        # XLA has no fast path for the kernel gradient of a strided convolution with few outputs: 10 to 40 times slower.
-        if stride > 1 and positions <= MATRIX_POSITIONS:
-            return "matrix"
-        largest = 4 * batch * height * width * max(channels, features)
-        narrow = min(channels, features) < WINOGRAD_CHANNELS
-        if winograds(*geometry, x.dtype) and largest <= WINOGRAD_BYTES and not narrow:
-            return "winograd"
-    return "two_by_two" if halves(*geometry) else "plain"
-
-
-def choose_transposed(height: int, width: int) -> str:
-    """Return the formulation in which the 4x4 stride-2 transposed convolution trains fastest on the current backend.
-
-    Args:
-        height, width: size of its input, in pixels.
-    """
-    small = (height + 1) * (width + 1) <= MATRIX_POSITIONS
-    return "matrix" if jax.default_backend() == "cpu" and small else "two_by_two"
-
-
-def _pad(x: jax.Array, padding: int) -> jax.Array:
-    return jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-
-
-def _valid_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=_DIMENSION_NUMBERS)
-
-
-def _space_to_depth(x: jax.Array) -> jax.Array:
-    batch, height, width, channels = x.shape
-    blocks = x.reshape(batch, height // 2, 2, width // 2, 2, channels).transpose(0, 1, 3, 2, 4, 5)
-    return blocks.reshape(batch, height // 2, width // 2, 4 * channels)
-
-
-def _halving_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    channels, features = kernel.shape[2:]
-    blocks = kernel.reshape(2, 2, 2, 2, channels, features).transpose(0, 2, 1, 3, 4, 5)
-    return _valid_convolution(_space_to_depth(_pad(x, 1)), blocks.reshape(2, 2, 4 * channels, features))
-
-
-def _matrix_convolution(x: jax.Array, kernel: jax.Array, stride: int = 1, dilation: int = 1) -> jax.Array:
-    size, _, channels, features = kernel.shape
-    batch = x.shape[0]
-    height, width = ((extent - dilation * (size - 1) - 1) // stride + 1 for extent in x.shape[1:3])
-    offsets = [dilation * tap for tap in range(size)]
-    neighbourhoods = jnp.concatenate(
-        [
-            x[:, row : row + stride * (height - 1) + 1 : stride, column : column + stride * (width - 1) + 1 : stride]
-            for row in offsets
-            for column in offsets
-        ],
-        axis=-1,
-    )
-    matrix = neighbourhoods.reshape(batch * height * width, size * size * channels)
-    return (matrix @ kernel.reshape(size * size * channels, features)).reshape(batch, height, width, features)
-
-
-def convolution(
-    x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0, dilation: int = 1, formulation: str = "auto"
-) -> jax.Array:
-    """Convolve (cross-correlate) images with a square kernel.
-
-    Args:
-        x: (B, H, W, C) images.
-        kernel: (K, K, C, F), of x's dtype.
-        stride: step between outputs, in pixels.
-        padding: rows and columns of zeros added on every side.
-        dilation: distance between kernel taps, in pixels.
-        formulation: one of FORMULATIONS; ``two_by_two`` exists for 4x4, stride 2, padding 1 and even sizes only,
-            ``winograd`` for 3x3, stride 1, padding 1 and widths that are multiples of 4.
-
-    Returns:
-        (B, H', W', F) with H' = (H + 2 padding - dilation (K - 1) - 1) // stride + 1.
-
-    Raises:
-        ValueError: the formulation is unknown, or does not exist for this convolution.
-    """
-    geometry = (kernel.shape[0], stride, padding, dilation, x.shape[1], x.shape[2])
-    if formulation == "auto":
-        formulation = choose_convolution(x, kernel, stride, padding, dilation)
-    if formulation == "plain":
-        return lax.conv_general_dilated(
-            x,
-            kernel,
-            (stride, stride),
-            [(padding, padding)] * 2,
-            rhs_dilation=(dilation, dilation),
-            dimension_numbers=_DIMENSION_NUMBERS,
-        )
-    if formulation == "matrix":
-        return _matrix_convolution(_pad(x, padding), kernel, stride, dilation)
-    if formulation == "winograd" and winograds(*geometry, x.dtype):
-        return winograd.convolve(x, kernel)
-    if formulation == "two_by_two" and halves(*geometry):
-        return _halving_convolution(x, kernel)
-    if formulation in _NEEDS:
-        raise ValueError(
-            f"formulation {formulation!r} needs {_NEEDS[formulation]}, got kernel {geometry[0]}, stride {stride}, "
-            f"padding {padding}, dilation {dilation}, image {x.shape[1]}x{x.shape[2]}, {x.dtype}; use 'auto'"
-        )
-    raise ValueError(f"unknown formulation {formulation!r}; use one of {', '.join(FORMULATIONS)}")
-
-
-def _doubling_convolution(
-    x: jax.Array, kernel: jax.Array, convolve: Callable[[jax.Array, jax.Array], jax.Array]
-) -> jax.Array:
-    height, width = x.shape[1:3]
-    channels, features = kernel.shape[2:]
-    # Output row 2m + p is the sum over t of padded input row m + p + t times flipped kernel row 2t + p.
-    taps = kernel[::-1, ::-1].reshape(2, 2, 2, 2, channels, features).transpose(0, 2, 4, 1, 3, 5)
-    phases = convolve(_pad(x, 1), taps.reshape(2, 2, channels, 4 * features))
-    phases = phases.reshape(*phases.shape[:3], 2, 2, features)
-    rows = [jnp.stack([phases[:, p : p + height, q : q + width, p, q] for q in range(2)], axis=3) for p in range(2)]
-    return jnp.stack(rows, axis=2).reshape(x.shape[0], 2 * height, 2 * width, features)
-
-
-def transposed_convolution(x: jax.Array, kernel: jax.Array, formulation: str = "auto") -> jax.Array:
-    """Double the size of images by the 4x4 stride-2 transposed convolution, output[2i - 1 + a] += x[i] kernel[a].
-
-    Args:
-        x: (B, H, W, C) images.
-        kernel: (4, 4, C, F), of x's dtype.
-        formulation: one of FORMULATIONS.
-
-    Returns:
-        (B, 2H, 2W, F).
-
-    Raises:
-        ValueError: the formulation is unknown or the kernel is not 4x4.
-    """
-    if kernel.shape[:2] != (4, 4):
-        raise ValueError(f"transposed_convolution needs a 4x4 kernel, got {kernel.shape[0]}x{kernel.shape[1]}")
-    if formulation == "auto":
-        formulation = choose_transposed(x.shape[1], x.shape[2])
-    if formulation == "plain":
-        return lax.conv_general_dilated(
-            x, kernel[::-1, ::-1], (1, 1), [(2, 2)] * 2, lhs_dilation=(2, 2), dimension_numbers=_DIMENSION_NUMBERS
-        )
-    if formulation == "matrix":
-        return _doubling_convolution(x, kernel, _matrix_convolution)
-    if formulation == "two_by_two":
-        return _doubling_convolution(x, kernel, _valid_convolution)
-    raise ValueError(f"unknown formulation {formulation!r}; use one of {', '.join(FORMULATIONS)}")
-
-
 def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
     """Returns y (B, H, W, C) plus a float32 bias (C,), in y's dtype."""
     # In float32, because the bias's gradient is a sum over all pixels, which drifts in bfloat16.
@@ -237,7 +44,7 @@ class Conv(nn.Module):
         use_bias: whether to add a bias.
         dtype: compute and output dtype.
         kernel_init: initialiser of the kernel; pix2pix's by default (Isola et al. 2017, section 6.2).
-        formulation: see :func:`convolution`.
+        formulation: see :func:`inpaint_jax.models.convolutions.convolution`.
     """
 
     features: int
@@ -268,7 +75,7 @@ class ConvTranspose(nn.Module):
         use_bias: whether to add a bias.
         dtype: compute and output dtype; parameters are float32.
         kernel_init: initialiser of the kernel; pix2pix's by default (Isola et al. 2017, section 6.2).
-        formulation: see :func:`transposed_convolution`.
+        formulation: see :func:`inpaint_jax.models.convolutions.transposed_convolution`.
     """
 
     features: int

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from inpaint_jax.models.layers import Initializer, add_bias, convolution
+from inpaint_jax.models.convolutions import convolution
+from inpaint_jax.models.layers import Initializer, add_bias
 
 
 def double_bilinear(x: jax.Array, corners_aligned: bool) -> jax.Array:
