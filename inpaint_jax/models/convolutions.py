@@ -10,7 +10,7 @@ rearranges them inside its call, so checkpoints do not depend on it. The formula
 * ``matrix``: gathered neighbourhoods times the kernel as a matrix; of the transposed convolution, the products with
   all sixteen taps, added up where they meet. Kernels are taken as they lie.
 * ``winograd``: with about half the multiplications, 3x3 at stride 1 by :mod:`inpaint_jax.models.winograd`, 4x4 at
-  stride 2 and its transpose by :mod:`inpaint_jax.models.winograd_strided`.
+  stride 2 and its transpose by :mod:`inpaint_jax.models.winograd_even`.
 
 ``auto`` takes the one that :func:`choose_convolution` or :func:`choose_transposed` names.
 """
@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from inpaint_jax.models import winograd, winograd_strided
+from inpaint_jax.models import winograd, winograd_even
 
 FORMULATIONS = ("auto", "plain", "two_by_two", "matrix", "winograd")
 
@@ -37,8 +37,8 @@ WINOGRAD_CHANNELS = 32
 # What those formulations need that do not exist for every convolution.
 _NEEDS = {
     "two_by_two": "a 4x4 kernel, stride 2, padding 1 and an even image size",
-    "winograd": "float32, padding 1, and a 3x3 kernel, stride 1 and a width that is a multiple of 4, or a 4x4 kernel, "
-    "stride 2 and a height and width that are multiples of 4",
+    "winograd": "float32, padding 1, and a 3x3 kernel, stride 1 and a width that is a multiple of 4, or a 4x4 kernel "
+    "and stride 1, or stride 2 and a height and width that are multiples of 4",
 }
 
 _DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
@@ -54,11 +54,11 @@ def winograds(
 ) -> bool:
     """Return whether a convolution is one that exists as ``winograd``."""
     # In bfloat16 the combinations would lose digits.
-    if dtype != jnp.float32:
+    if dtype != jnp.float32 or (padding, dilation) != (1, 1):
         return False
-    if halves(kernel_size, stride, padding, dilation, height, width):
-        return height % winograd_strided.TILE == 0 and width % winograd_strided.TILE == 0
-    return width % winograd.OUTPUTS == 0 and (kernel_size, stride, padding, dilation) == (3, 1, 1, 1)
+    if (kernel_size, stride) == (4, 2):
+        return height % winograd_even.TILE == 0 and width % winograd_even.TILE == 0
+    return (kernel_size, stride) == (4, 1) or ((kernel_size, stride) == (3, 1) and width % winograd.OUTPUTS == 0)
 
 
 def choose_convolution(x: jax.Array, kernel: jax.Array, stride: int, padding: int, dilation: int) -> str:
@@ -69,24 +69,24 @@ def choose_convolution(x: jax.Array, kernel: jax.Array, stride: int, padding: in
     if jax.default_backend() == "cpu":
         reach = dilation * (kernel_size - 1) + 1
         positions = ((height + 2 * padding - reach) // stride + 1) * ((width + 2 * padding - reach) // stride + 1)
-        large = 4 * batch * height * width * max(channels, features) > WINOGRAD_BYTES
-        winograd_pays = winograds(*geometry, x.dtype) and min(channels, features) >= WINOGRAD_CHANNELS
-        if stride > 1 and batch * positions <= MATRIX_POSITIONS:
-            return "matrix"
-        if winograd_pays and (stride > 1 or not large):
-            return "winograd"
-        if stride > 1 and positions <= STRIDED_POSITIONS:
+        if winograds(*geometry, x.dtype):
+            wide = min(channels, features) >= WINOGRAD_CHANNELS
+            if kernel_size == 3 and wide and 4 * batch * height * width * max(channels, features) <= WINOGRAD_BYTES:
+                return "winograd"
+            if kernel_size == 4 and (wide or stride == 2) and batch * positions > MATRIX_POSITIONS:
+                return "winograd"
+        if stride > 1 and (batch * positions <= MATRIX_POSITIONS or positions <= STRIDED_POSITIONS):
             return "matrix"
     return "two_by_two" if halves(*geometry) else "plain"
 
 
-def choose_transposed(x: jax.Array, kernel: jax.Array) -> str:
+def choose_transposed(x: jax.Array) -> str:
     """Return the formulation in which the 4x4 stride-2 transposed convolution trains fastest on the current backend."""
-    batch, height, width, channels = x.shape
+    batch, height, width, _ = x.shape
     if jax.default_backend() == "cpu":
         if batch * height * width <= MATRIX_POSITIONS:
             return "matrix"
-        if doubles_by_winograd(x) and min(channels, kernel.shape[3]) >= WINOGRAD_CHANNELS:
+        if doubles_by_winograd(x):
             return "winograd"
     return "two_by_two"
 
@@ -168,7 +168,9 @@ def convolution(
     if formulation == "matrix":
         return _matrix_convolution(_pad(x, padding), kernel, stride, dilation)
     if formulation == "winograd" and winograds(*geometry, x.dtype):
-        return winograd.convolve(x, kernel) if stride == 1 else winograd_strided.halve(x, kernel)
+        if kernel.shape[0] == 3:
+            return winograd.convolve(x, kernel)
+        return (winograd_even.convolve if stride == 1 else winograd_even.halve)(x, kernel)
     if formulation == "two_by_two" and halves(*geometry):
         return _halving_convolution(x, kernel)
     if formulation in _NEEDS:
@@ -233,7 +235,7 @@ def transposed_convolution(x: jax.Array, kernel: jax.Array, formulation: str = "
     if kernel.shape[:2] != (4, 4):
         raise ValueError(f"transposed_convolution needs a 4x4 kernel, got {kernel.shape[0]}x{kernel.shape[1]}")
     if formulation == "auto":
-        formulation = choose_transposed(x, kernel)
+        formulation = choose_transposed(x)
     if formulation == "plain":
         return lax.conv_general_dilated(
             x, kernel[::-1, ::-1], (1, 1), [(2, 2)] * 2, lhs_dilation=(2, 2), dimension_numbers=_DIMENSION_NUMBERS
@@ -248,5 +250,5 @@ def transposed_convolution(x: jax.Array, kernel: jax.Array, formulation: str = "
                 "formulation 'winograd' of the transposed convolution needs float32 and an even height and width, got "
                 f"image {x.shape[1]}x{x.shape[2]}, {x.dtype}; use 'auto'"
             )
-        return winograd_strided.double(x, kernel)
+        return winograd_even.double(x, kernel)
     raise ValueError(f"unknown formulation {formulation!r}; use one of {', '.join(FORMULATIONS)}")
