@@ -128,7 +128,7 @@ def test_halving_and_doubling_at_any_even_size(size, channels):
         assert_same(up, expected, jnp.float32)
 
 
-@pytest.mark.parametrize(("height", "width", "channels", "features"), [(5, 8, 3, 6), (16, 16, 64, 32), (1, 4, 1, 1)])
+@pytest.mark.parametrize(("height", "width", "channels", "features"), [(6, 8, 3, 6), (16, 16, 96, 64), (2, 4, 1, 1)])
 def test_winograd_equals_native(height, width, channels, features):
     """Within 1e-5 of each array's largest value."""
     x, kernel = draw(6, (2, height, width, channels), jnp.float32), draw(7, (3, 3, channels, features), jnp.float32)
@@ -169,7 +169,7 @@ def test_winograd_of_4x4_kernels_equals_native(height, width, channels, features
 )
 def test_strided_formulation_on_cpus(batch, size, channels, dtype, formulations):
     x, kernel = jnp.zeros((batch, size, size, channels), dtype), jnp.zeros((4, 4, channels, 64), dtype)
-    down, up = convolutions.choose_convolution(x, kernel, 2, 1, 1), convolutions.choose_transposed(x)
+    down, up = convolutions.choose_convolution(x, kernel, 2, 1, 1), convolutions.choose_transposed(x, kernel)
     assert (down, up) == formulations
 
 
@@ -180,7 +180,7 @@ def test_strided_formulation_on_cpus(batch, size, channels, dtype, formulations)
         (2, 16, 64, jnp.bfloat16, "plain"),
         (2, 18, 64, jnp.float32, "plain"),
         (2, 16, 3, jnp.float32, "plain"),
-        (16, 64, 64, jnp.float32, "plain"),
+        (1, 16, 64, jnp.float32, "plain"),
     ],
 )
 def test_winograd_is_taken_on_cpus_where_it_pays(batch, size, channels, dtype, formulation):

@@ -9,8 +9,8 @@ rearranges them inside its call, so checkpoints do not depend on it. The formula
   outputs interleave (sub-pixel convolution; Shi et al. 2016, https://arxiv.org/abs/1609.05158).
 * ``matrix``: gathered neighbourhoods times the kernel as a matrix; of the transposed convolution, the products with
   all sixteen taps, added up where they meet. Kernels are taken as they lie.
-* ``winograd``: with about half the multiplications, 3x3 at stride 1 by :mod:`inpaint_jax.models.winograd`, 4x4 at
-  stride 2 and its transpose by :mod:`inpaint_jax.models.winograd_even`.
+* ``winograd``: with a third to a half of the multiplications, 3x3 at stride 1 by :mod:`inpaint_jax.models.winograd`,
+  4x4 and its transpose by :mod:`inpaint_jax.models.winograd_even`.
 
 ``auto`` takes the one that :func:`choose_convolution` or :func:`choose_transposed` names.
 """
@@ -28,17 +28,14 @@ FORMULATIONS = ("auto", "plain", "two_by_two", "matrix", "winograd")
 MATRIX_POSITIONS = 256
 # With so few outputs XLA has no fast path for the kernel gradient of a strided convolution: 10 to 40 times slower.
 STRIDED_POSITIONS = 100
-# Larger maps do not stay in the processor's cache, and adding the combinations of 3x3 convolutions takes what fewer
-# products save.
-WINOGRAD_BYTES = 9_000_000
 # With fewer channels, products are too small a part of the time.
 WINOGRAD_CHANNELS = 32
 
 # What those formulations need that do not exist for every convolution.
 _NEEDS = {
     "two_by_two": "a 4x4 kernel, stride 2, padding 1 and an even image size",
-    "winograd": "float32, padding 1, and a 3x3 kernel, stride 1 and a width that is a multiple of 4, or a 4x4 kernel "
-    "and stride 1, or stride 2 and a height and width that are multiples of 4",
+    "winograd": "float32, padding 1, and a 3x3 kernel, stride 1, an even height and a width that is a multiple of 4, "
+    "or a 4x4 kernel and stride 1, or stride 2 and a height and width that are multiples of 4",
 }
 
 _DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
@@ -58,7 +55,8 @@ def winograds(
         return False
     if (kernel_size, stride) == (4, 2):
         return height % winograd_even.TILE == 0 and width % winograd_even.TILE == 0
-    return (kernel_size, stride) == (4, 1) or ((kernel_size, stride) == (3, 1) and width % winograd.OUTPUTS == 0)
+    whole = height % winograd.TILE[0] == 0 and width % winograd.TILE[1] == 0
+    return (kernel_size, stride) == (4, 1) or ((kernel_size, stride) == (3, 1) and whole)
 
 
 def choose_convolution(x: jax.Array, kernel: jax.Array, stride: int, padding: int, dilation: int) -> str:
@@ -69,24 +67,21 @@ def choose_convolution(x: jax.Array, kernel: jax.Array, stride: int, padding: in
     if jax.default_backend() == "cpu":
         reach = dilation * (kernel_size - 1) + 1
         positions = ((height + 2 * padding - reach) // stride + 1) * ((width + 2 * padding - reach) // stride + 1)
-        if winograds(*geometry, x.dtype):
-            wide = min(channels, features) >= WINOGRAD_CHANNELS
-            if kernel_size == 3 and wide and 4 * batch * height * width * max(channels, features) <= WINOGRAD_BYTES:
-                return "winograd"
-            if kernel_size == 4 and (wide or stride == 2) and batch * positions > MATRIX_POSITIONS:
-                return "winograd"
+        wide = (max if stride == 2 else min)(channels, features) >= WINOGRAD_CHANNELS
+        if winograds(*geometry, x.dtype) and wide and batch * positions > MATRIX_POSITIONS:
+            return "winograd"
         if stride > 1 and (batch * positions <= MATRIX_POSITIONS or positions <= STRIDED_POSITIONS):
             return "matrix"
     return "two_by_two" if halves(*geometry) else "plain"
 
 
-def choose_transposed(x: jax.Array) -> str:
+def choose_transposed(x: jax.Array, kernel: jax.Array) -> str:
     """Return the formulation in which the 4x4 stride-2 transposed convolution trains fastest on the current backend."""
-    batch, height, width, _ = x.shape
+    batch, height, width, channels = x.shape
     if jax.default_backend() == "cpu":
         if batch * height * width <= MATRIX_POSITIONS:
             return "matrix"
-        if doubles_by_winograd(x):
+        if doubles_by_winograd(x) and max(channels, kernel.shape[3]) >= WINOGRAD_CHANNELS:
             return "winograd"
     return "two_by_two"
 
@@ -235,7 +230,7 @@ def transposed_convolution(x: jax.Array, kernel: jax.Array, formulation: str = "
     if kernel.shape[:2] != (4, 4):
         raise ValueError(f"transposed_convolution needs a 4x4 kernel, got {kernel.shape[0]}x{kernel.shape[1]}")
     if formulation == "auto":
-        formulation = choose_transposed(x)
+        formulation = choose_transposed(x, kernel)
     if formulation == "plain":
         return lax.conv_general_dilated(
             x, kernel[::-1, ::-1], (1, 1), [(2, 2)] * 2, lhs_dilation=(2, 2), dimension_numbers=_DIMENSION_NUMBERS
