@@ -15,6 +15,7 @@ chapter 3). Over several nodes or slices: a reduce-scatter inside, an all-reduce
 a gather inside. NCCL does the three at once, piece by piece, and the slowest counts; on TPUs they follow one another.
 
 Where the model ends:
+ - The step is that of the chip in question: one that was measured on a GPU says nothing of TPUs.
  - All chips are equally fast. One late chip delays all; how late chips are can only be measured.
  - Nobody else uses the network, and every node reaches every other at full bandwidth. With more than some hundred
    nodes that is what networks promise and seldom hold.
@@ -83,11 +84,11 @@ class Link:
 #  - 80%: NCCL's authors name 370 of NVLink's 450 GB/s (NVIDIA/nccl-tests, issue 212); 560 us became 680 on a TPU v5e
 #    (scaling-book, chapter 3).
 LINKS = {
-    # NVLink 4: 900 GB/s in both directions, https://www.nvidia.com/en-us/data-center/h200/; eight GPUs and eight
-    # ConnectX-7 of 400 Gb/s a node, https://docs.nvidia.com/dgx/dgxh100-user-guide, and the same for H200.
-    "h200_infiniband": Link(8, 8, 450.0, 0.6, 400 / 8, 5.0, 20.0),
-    # The same nodes, with one Ethernet card of 100 Gb/s for all eight GPUs, as Google Cloud's A2 has,
+    # Eight GPUs by NVLink 4, 900 GB/s in both directions (NVIDIA's own description of the machine, H200-SXM-141GBx8 in
+    # mlcommons/inference_results_v4.1), and eight network cards of 400 Gb/s: Google Cloud's A3 Ultra,
     # https://cloud.google.com/compute/docs/gpus/gpu-network-bandwidth.
+    "h200_infiniband": Link(8, 8, 450.0, 0.6, 400 / 8, 5.0, 20.0),
+    # The same nodes, with 100 Gb/s of Ethernet for all eight GPUs, as Google Cloud's A2 has, on the same page.
     "h200_ethernet_100g": Link(8, 8, 450.0, 0.6, 100 / 8 / 8, 50.0, 20.0),
     # 400 GB/s in both directions, 256 chips in a 2D torus, 8 chips and two cards of 100 Gb/s a host,
     # https://cloud.google.com/tpu/docs/v5e.

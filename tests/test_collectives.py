@@ -104,7 +104,7 @@ def test_batch_statistics_go_by_one_all_reduce_forward_and_one_for_each_way_back
 def test_what_is_counted_without_devices_is_what_the_compiled_program_has(compiled):
     order, found = compiled
     counted = collectives.of_step(config_of(order), "joint")
-    assert sorted(one.values for one in counted) == sorted(size for sizes in found for size in sizes)
+    assert sorted(one.values for one in counted) == sorted(size for _, sizes in found for size in sizes)
     assert {one.dtype for one in counted} == {"float32"}
     gradients = [one for one in counted if one.of_gradients]
     assert len(gradients) == (1 if order == "simultaneous" else 2)
