@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import unet_cosine
-from inpaint_jax import collectives, config, step
+from inpaint_jax import collectives, config, parallel, step
 from inpaint_jax.parallel import make_parallel
 from inpaint_jax.step import make_system, make_train_step
 
@@ -30,17 +30,17 @@ def runs(make_state, make_batch):
     """Of both types: the all-reduces of the program, and the losses and gradients' norms of a few steps."""
 
     def run(dtype: str) -> dict:
-        tiny, parallel = config_of(dtype), make_parallel("pmap", jax.devices()[:DEVICES])
+        tiny, form = config_of(dtype), make_parallel("pmap", jax.devices()[:DEVICES])
         system = make_system(tiny, 100)
-        state = parallel.replicate(make_state(tiny, system.optimizers))
-        batches = [parallel.shard(make_batch(tiny.batch_size, tiny.image_size, number)) for number in range(STEPS)]
-        lowered = parallel.train(make_train_step(system, "joint")).lower(state, {}, batches[0])
+        state = form.replicate(make_state(tiny, system.optimizers))
+        batches = [form.shard(make_batch(tiny.batch_size, tiny.image_size, number)) for number in range(STEPS)]
+        lowered = form.train(make_train_step(system, "joint")).lower(state, {}, batches[0])
         program, metrics = lowered.compile(FAST_COMPILATION), []
         for batch in batches:
             state, scalars = program(state, {}, batch)
-            metrics.append(jax.device_get(parallel.unreplicate(scalars)))
+            metrics.append(jax.device_get(form.unreplicate(scalars)))
         sent = [(int(size), kind) for size, kind in ALL_REDUCE.findall(lowered.as_text())]
-        return {"sent": sent, "metrics": metrics, "params": jax.device_get(parallel.unreplicate(state.params))}
+        return {"sent": sent, "metrics": metrics, "params": jax.device_get(form.unreplicate(state.params))}
 
     return {dtype: run(dtype) for dtype in ("float32", "bfloat16")}
 
@@ -56,11 +56,11 @@ def test_gradients_go_in_half_the_bytes_and_metrics_in_full(runs):
     assert added == [(parameters, "bf16"), (size - parameters, "f32")], "the metrics go by themselves"
 
 
-def test_losses_stay_within_a_thousandth_of_those_of_float32(runs):
-    """Rounded to eight bits, a gradient is off by up to 1 / 256, and what moves by it somewhat less."""
+def test_losses_stay_within_half_a_percent_of_those_of_float32(runs):
+    """Each gradient is off by up to 2^-9 before it is sent and 2^-9 in the sum, and five steps carry that on."""
     expected, actual = (runs[dtype]["metrics"] for dtype in ("float32", "bfloat16"))
     for name in ("loss/generator", "loss/discriminator"):
-        np.testing.assert_allclose([row[name] for row in actual], [row[name] for row in expected], rtol=1e-3)
+        np.testing.assert_allclose([row[name] for row in actual], [row[name] for row in expected], rtol=5e-3)
         assert actual[0][name] == expected[0][name], "the first losses come before any gradient"
         assert actual[-1][name] != expected[-1][name]
     for name in ("gradient_norm/generator/rest", "gradient_norm/discriminator"):
@@ -69,8 +69,7 @@ def test_losses_stay_within_a_thousandth_of_those_of_float32(runs):
 
 
 def test_the_mean_is_the_sum_of_rounded_gradients_divided_in_float32():
-    parallel, tiny = make_parallel("pmap", jax.devices()[:3]), config_of("bfloat16")
-    # 1 + 2^-9 becomes 1 in bfloat16; a sum of 3, divided by three, would in bfloat16 be exact by chance, 4 would not.
+    form, tiny = make_parallel("pmap", jax.devices()[:3]), config_of("bfloat16")
     values = np.array([[1 + 2**-9, 1e-3], [1.0, 1e-3], [2.0, 1e-3]], np.float32)
 
     def average(state, frozen, batch):
@@ -78,13 +77,15 @@ def test_the_mean_is_the_sum_of_rounded_gradients_divided_in_float32():
         gradients, scalars = step._mean_over_replicas({"g": batch["x"][0]}, {"loss": batch["x"][0, 1]}, system)
         return state, gradients | scalars
 
-    _, found = parallel.train(average)(parallel.replicate({}), parallel.replicate({}), parallel.shard({"x": values}))
-    found = jax.device_get(parallel.unreplicate(found))
-    assert found["g"].dtype == np.float32
-    assert found["g"][0] == np.float32(4) / np.float32(3)
+    _, found = form.train(average)(form.replicate({}), form.replicate({}), form.shard({"x": values}))
+    found = jax.device_get(form.unreplicate(found))
+    assert found["g"][0] == np.float32(4) / np.float32(3), "1 + 2^-9 goes as 1"
     assert found["loss"] == pytest.approx(1e-3, rel=1e-6)
     assert found["g"][1] == pytest.approx(1e-3, rel=2**-7)
     assert found["g"][1] != found["loss"]
+    # XLA may divide more exactly than it was told, so that the result alone would not show this.
+    program = str(parallel.trace(average, 3, {}, {}, {"x": jax.ShapeDtypeStruct(values.shape, np.float32)}))
+    assert re.findall(r":(\w+)\[\d*\] = div", program) == ["f32", "f32"]
 
 
 def test_microbatches_are_averaged_before_they_are_sent():
