@@ -30,6 +30,7 @@ def base() -> ml_collections.ConfigDict:
     c.checkpoint_every_steps = 500  # checkpoint each so many steps, and at every validation
     c.keep_checkpoints = 3  # the newest so many are kept; launch/replay.py starts from them
     c.dtype = "float32"  # compute type of the networks, float32 | bfloat16; parameters and losses stay float32
+    c.reduce_dtype = "float32"  # float32 | bfloat16: of gradients between devices; half the bytes, rounded to 8 bits
     c.ema_decay = 0.999  # moving average of generator weights, per step, with a warmup; 0 = off
     c.parallel = "pmap"  # pmap | shard_map
     c.deterministic = False  # True: deterministic GPU kernels (slower), needed for bit-identical resumption on GPUs

@@ -31,6 +31,7 @@ RESUMABLE_CHANGES = (
 )
 _ALLOWED = {
     "dtype": ("float32", "bfloat16"),
+    "reduce_dtype": ("float32", "bfloat16"),
     "parallel": ("pmap", "shard_map"),
     "data.kind": ("normal_maps", "photographs"),
     "data.normal_y": ("up", "down", "mixed"),

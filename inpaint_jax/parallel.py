@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.extend
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXIS = "batch"
 
@@ -53,6 +54,18 @@ def make_parallel(kind: str, devices: Sequence[jax.Device] | None = None) -> Par
     if kind == "shard_map":
         return _shard_map(devices)
     raise ValueError(f"config.parallel = {kind!r}: use 'pmap' or 'shard_map'")
+
+
+def trace(step: Callable, replicas: int, state: Any, frozen: Any, batch: Any) -> jax.extend.core.ClosedJaxpr:
+    """Returns the traced program of a training step on so many replicas; there need be no such devices.
+
+    Args:
+        state, frozen, batch: trees of shapes, `jax.ShapeDtypeStruct`; the batch that of all replicas together.
+    """
+    mesh = AbstractMesh((replicas,), (AXIS,))
+    same, sharded = PartitionSpec(), PartitionSpec(AXIS)
+    specs = {"in_specs": (same, same, sharded), "out_specs": (same, same)}
+    return jax.make_jaxpr(jax.shard_map(step, mesh=mesh, check_vma=False, **specs))(state, frozen, batch)
 
 
 def check_divisible(batch_size: int, replicas: int) -> None:

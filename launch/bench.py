@@ -3,6 +3,7 @@
     python launch/bench.py --config configs/unet_cosine.py:quick                     # a training step, and its data
     python launch/bench.py --config configs/unet_cosine.py --mode infer --batch 16   # one picture, and 16 at once
     python launch/bench.py --config configs/unet_cosine.py:quick --mode startup      # from command to first step
+    python launch/bench.py --config configs/unet_cosine.py --mode scaling --step_ms 44.5     # on many chips: a model
     python launch/bench.py --config configs/unet_cosine.py --config.batch_size=64 --config.dtype=bfloat16 --json
     python launch/bench.py --config configs/unet_cosine.py:quick --json > before.json
     python launch/bench.py --config configs/unet_cosine.py:quick --against before.json   # after a change: ratios
@@ -22,7 +23,7 @@ from inpaint_jax import command_line
 from inpaint_jax import config as config_module
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "config file, with :quick or :tiny to shrink it")
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "infer", "startup"], "what to measure: train, infer or startup")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "infer", "startup", "scaling"], "what to measure, or to predict")
 _JSON = flags.DEFINE_bool("json", False, "print one JSON object as the last line")
 _PHASE = flags.DEFINE_string("phase", "", "phase of config.regime to train; default the first of both networks")
 _BATCH = flags.DEFINE_integer("batch", None, "infer: pictures at once; default config.batch_size", lower_bound=1)
@@ -33,17 +34,31 @@ _CACHE = flags.DEFINE_bool("cache", False, "take compiled programs from the cach
 _EMBEDDED = flags.DEFINE_bool("embedded_data", False, "train: on pictures that come along, not the config's data set")
 _PROFILE = flags.DEFINE_string("profile", None, "folder for a trace of a few steps, for TensorBoard's profiler")
 _AGAINST = flags.DEFINE_string("against", None, "file with an earlier result (--json > FILE) to compare with")
+_STEP_MS = flags.DEFINE_float("step_ms", None, "scaling: milliseconds of a step of one chip; or --against", 1e-3)
+_LINK = flags.DEFINE_string(
+    "link", "h200_infiniband", "scaling: the network, of inpaint_jax/scaling.py or a .json file"
+)
 
 
 def _main() -> int:
     config = command_line.require(_CONFIG)
     of_steps = (_STEPS, _REPEATS, _WARMUP, _CACHE, _PROFILE, _AGAINST)
-    other = {"train": (_BATCH,), "infer": (_PHASE, _EMBEDDED), "startup": (_BATCH, _PHASE, _EMBEDDED, *of_steps)}
+    model = (_STEP_MS, _LINK)
+    other = {
+        "train": (_BATCH, *model), "infer": (_PHASE, _EMBEDDED, *model),
+        "startup": (_BATCH, _PHASE, _EMBEDDED, *of_steps, *model), "scaling": (_BATCH, _EMBEDDED, *of_steps[:-1]),
+    }  # fmt: skip
     for flag in other[_MODE.value]:
         if flag.present:
             raise flags.ValidationError(f"--{flag.name} has no meaning with --mode={_MODE.value}: leave it out")
     config_module.validate(config)  # before JAX is imported, so that the answer comes at once
     command_line.prepare_jax(config.deterministic)
+    name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).name
+    if _MODE.value == "scaling":
+        from inpaint_jax import scaling_report
+
+        step, link = (_STEP_MS.value, _AGAINST.value), _LINK.value
+        return scaling_report.run(config, name, _PHASE.value, *step, link, _JSON.value)
     from inpaint_jax import bench
 
     options = bench.Options(
@@ -51,7 +66,6 @@ def _main() -> int:
         warmup=_WARMUP.value, cache=_CACHE.value, embedded_data=_EMBEDDED.value,
         profile=Path(_PROFILE.value) if _PROFILE.value else None,
     )  # fmt: skip
-    name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).name
     return bench.run_benchmark(config, name, options, _JSON.value, Path(_AGAINST.value) if _AGAINST.value else None)
 
 

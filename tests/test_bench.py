@@ -143,7 +143,7 @@ def test_ratios_say_what_is_better(capsys):
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        (("--mode=draw",), 2, "should be one of <train|infer|startup>"),
+        (("--mode=draw",), 2, "should be one of <train|infer|startup"),
         (("--batch=2",), 2, "--batch has no meaning with --mode=train"),
         (("--mode=infer", "--phase=joint"), 2, "--phase has no meaning with --mode=infer"),
         (("--mode=startup", "--repeats=2"), 2, "--repeats has no meaning with --mode=startup"),

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from configs import unet_cosine
+from inpaint_jax import collectives
 from inpaint_jax.parallel import make_parallel
 from inpaint_jax.state import create_state
 from inpaint_jax.step import make_system, make_train_step
@@ -98,3 +99,17 @@ def test_batch_statistics_go_by_one_all_reduce_forward_and_one_for_each_way_back
     back = g + 3 * d
     assert min(g, d) > 0
     assert 0 < len(found) - gradients <= forward + back
+
+
+def test_what_is_counted_without_devices_is_what_the_compiled_program_has(compiled):
+    order, found = compiled
+    counted = collectives.of_step(config_of(order), "joint")
+    assert sorted(one.values for one in counted) == sorted(size for _, sizes in found for size in sizes)
+    assert {one.dtype for one in counted} == {"float32"}
+    gradients = [one for one in counted if one.of_gradients]
+    assert len(gradients) == (1 if order == "simultaneous" else 2)
+    # XLA puts the two moments of an application into one all-reduce, and now and then two applications.
+    applications = collectives.applications(counted)
+    assert 2 * len(applications) == len(counted) - len(gradients)
+    assert sum(applications) == sum(one.bytes for one in counted if not one.of_gradients)
+    assert len(applications) - 3 <= len(found) - len(gradients) <= len(applications)
