@@ -15,6 +15,8 @@ rearranges them inside its call, so checkpoints do not depend on it. The formula
 ``auto`` takes the one that :func:`choose_convolution` or :func:`choose_transposed` names.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -24,12 +26,10 @@ from inpaint_jax.models import winograd, winograd_even
 FORMULATIONS = ("auto", "plain", "two_by_two", "matrix", "winograd")
 
 # Of what follows, all was measured on XLA:CPU.
-# With fewer positions in a batch's smaller maps, kernels weigh more than maps: they are best taken as they lie.
-MATRIX_POSITIONS = 256
 # With so few outputs XLA has no fast path for the kernel gradient of a strided convolution: 10 to 40 times slower.
 STRIDED_POSITIONS = 100
-# With fewer channels, products are too small a part of the time.
-WINOGRAD_CHANNELS = 32
+# With fewer channels, products are too small a part of the time: at stride 1 on both sides, else on the wider one.
+WINOGRAD_CHANNELS = {1: 32, 2: 64}
 
 # What those formulations need that do not exist for every convolution.
 _NEEDS = {
@@ -61,29 +61,36 @@ def winograds(
 
 def choose_convolution(x: jax.Array, kernel: jax.Array, stride: int, padding: int, dilation: int) -> str:
     """Return the formulation in which a convolution trains fastest on the current backend; see :func:`convolution`."""
-    kernel_size, _, channels, features = kernel.shape
-    batch, height, width, _ = x.shape
+    kernel_size, (batch, height, width, _) = len(kernel), x.shape
     geometry = (kernel_size, stride, padding, dilation, height, width)
     if jax.default_backend() == "cpu":
         reach = dilation * (kernel_size - 1) + 1
         positions = ((height + 2 * padding - reach) // stride + 1) * ((width + 2 * padding - reach) // stride + 1)
-        wide = (max if stride == 2 else min)(channels, features) >= WINOGRAD_CHANNELS
-        if winograds(*geometry, x.dtype) and wide and batch * positions > MATRIX_POSITIONS:
+        light = not _kernel_outweighs(kernel, batch * positions)
+        if light and winograds(*geometry, x.dtype) and _wide(kernel, stride):
             return "winograd"
-        if stride > 1 and (batch * positions <= MATRIX_POSITIONS or positions <= STRIDED_POSITIONS):
+        if stride > 1 and (not light or positions <= STRIDED_POSITIONS):
             return "matrix"
     return "two_by_two" if halves(*geometry) else "plain"
 
 
 def choose_transposed(x: jax.Array, kernel: jax.Array) -> str:
     """Return the formulation in which the 4x4 stride-2 transposed convolution trains fastest on the current backend."""
-    batch, height, width, channels = x.shape
     if jax.default_backend() == "cpu":
-        if batch * height * width <= MATRIX_POSITIONS:
+        if _kernel_outweighs(kernel, math.prod(x.shape[:3])):
             return "matrix"
-        if doubles_by_winograd(x) and max(channels, kernel.shape[3]) >= WINOGRAD_CHANNELS:
+        if doubles_by_winograd(x) and _wide(kernel, 2):
             return "winograd"
     return "two_by_two"
+
+
+def _kernel_outweighs(kernel: jax.Array, positions: int) -> bool:
+    """Returns whether a kernel weighs more than a batch's maps, the smaller ones: it is best taken as it lies."""
+    return 4 * positions <= sum(kernel.shape[2:])
+
+
+def _wide(kernel: jax.Array, stride: int) -> bool:
+    return (min if stride == 1 else max)(kernel.shape[2:]) >= WINOGRAD_CHANNELS[stride]
 
 
 def doubles_by_winograd(x: jax.Array) -> bool:
