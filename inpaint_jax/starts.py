@@ -55,8 +55,8 @@ class Start:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
-        how = PREEMPTED if kind is None else INTERRUPTED if kind is KeyboardInterrupt else FAILED
-        if kind is jax.errors.JaxRuntimeError and jax.process_count() > 1:
+        how = PREEMPTED if kind is None else INTERRUPTED if issubclass(kind, KeyboardInterrupt) else FAILED
+        if kind and issubclass(kind, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
             how = LOST_OTHER
         self.end(how)
 
