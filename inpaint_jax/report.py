@@ -52,7 +52,7 @@ def write_report(workdir: Path, rate: float = curves.DIMINISHING_RATE) -> Path:
         "Training against validation": _gap(run),
         "Diminishing returns": _returns(run, rate),
         "Throughput": time_sections.throughput(run),
-        "Starts": time_sections.spot_ledger(run),
+        "Spot ledger": time_sections.spot_ledger(run),
         "Test pictures": picture_sections.test_pictures(run),
         "Networks": picture_sections.networks(run),
         "Configuration": reproduction.config_section(run),

@@ -218,17 +218,20 @@ def shares(starts: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
 
 
 def ledger(starts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Returns the sums of `shares`, `starts`, `survived` (how many of each end were gone on from) and `useful`.
+    """Returns the sums of `shares`, `starts`, `survived` (how many of each end were gone on from) and two more.
 
-    `useful` is the share of `alive_s` that was training that stayed, or a test that came to its end.
+    `useful` is the share of `alive_s` that was training that stayed, or a test that came to its end; `lost_s` what an
+    uninterrupted run would not have needed: later starts to their first step, steps trained twice, tests begun anew.
     """
     each = shares(starts)
     sums = {name: sum(one[name] for one in each) for name in each[0]} if each else Counter()
     tested = sum(one["test_s"] for one, start in zip(each, starts, strict=True) if start["ended"] == FINISHED)
     survived = Counter(start["ended"] or "killed" for start in starts[:-1])
     survived.pop(FINISHED, None)
+    lost = sum(one["twice_s"] for one in each) + sum(one["startup_s"] for one in each[1:])
+    lost += sum(one["test_s"] for one, start in zip(each[:-1], starts, strict=False) if start["ended"] != FINISHED)
     useful = (sums["kept_s"] + tested) / sums["alive_s"] if sums["alive_s"] > 0 else 0.0
-    return {"starts": len(starts), "survived": survived, "useful": useful, **sums}
+    return {"starts": len(starts), "survived": survived, "useful": useful, "lost_s": lost, **sums}
 
 
 def survived_text(survived: Mapping[str, int]) -> str:
@@ -240,8 +243,7 @@ def line(starts: Sequence[Mapping[str, Any]]) -> str:
     """Returns the ledger in one line."""
     sums = ledger(starts)
     return (
-        f"start {sums['starts']} ({survived_text(sums['survived'])} before): {sums['useful']:.0%} of "
-        f"{sums['alive_s']:.0f} s at work was useful; {sums['startup_s']:.0f} s until first steps were done, "
-        f"{sums['twice']} steps trained twice in {sums['twice_s']:.0f} s, {sums['saves_s']:.1f} s waiting for saves; "
-        f"{sums['away_s']:.0f} s away in between"
+        f"start {sums['starts']} ({survived_text(sums['survived'])} before): of {sums['alive_s']:.0f} s at work "
+        f"{sums['useful']:.0%} were useful, {sums['lost_s']:.0f} s lost to starting again and to {sums['twice']} steps "
+        f"trained twice, {sums['saves_s']:.1f} s waited for saves; {sums['away_s']:.0f} s away in between"
     )

@@ -43,6 +43,7 @@ def spot_ledger(run: dict) -> str:
         ("Survived", starts.survived_text(sums["survived"])),
         ("At work", f"{pages.duration_text(alive)} in {len(entries)} starts"),
         ("Useful", f"{sums['useful']:.1%}: training that stayed, and a test that came to its end"),
+        ("Lost", f"{part(sums['lost_s'])}: starting again, steps trained twice, tests begun anew"),
         ("Training that stayed", part(sums["kept_s"])),
         ("Trained twice", f"{part(sums['twice_s'])}: {sums['twice']:,} steps after the last saved state"),
         ("Until first steps", f"{part(sums['startup_s'])}: starting, reading, restoring, compiling"),

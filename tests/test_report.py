@@ -296,6 +296,7 @@ def test_a_run_that_was_killed_has_its_ledger(workdir: Path):
         "Survived1 killed",
         "At work2 min 34 s in 2 starts",
         "Useful59.1%",
+        "Lost35 s, 22.7%",
         "Trained twice15 s, 9.7%: 3 steps",
     ):
         assert figure in words, figure

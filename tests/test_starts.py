@@ -45,9 +45,10 @@ def test_the_time_of_each_start_is_divided():
     sums = starts.ledger(STARTS)
     assert sums["survived"] == {"killed": 3, "preempted": 1}
     assert sums["useful"] == (24 + 30 + 20 + 12) / 175
+    assert sums["lost_s"] == 8 + (5 + 10 + 10 + 8) + 10
     assert starts.line(STARTS) == (
-        "start 5 (3 killed, 1 preempted before): 49% of 175 s at work was useful; 53 s until first steps were done, "
-        "5 steps trained twice in 8 s, 18.0 s waiting for saves; 195 s away in between"
+        "start 5 (3 killed, 1 preempted before): of 175 s at work 49% were useful, 51 s lost to starting again and to "
+        "5 steps trained twice, 18.0 s waited for saves; 195 s away in between"
     )
 
 
