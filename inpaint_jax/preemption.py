@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -21,10 +22,14 @@ class Preemption:
 
     Of several processes one gets the signal, and all of them see the request at the same step: JAX's own handler of
     SIGTERM, which `jax.distributed` installs, agrees on the step, so this one leaves SIGTERM to it.
+
+    Attributes:
+        leaving: what is done before the process ends where it stands, maybe by another thread than the main one.
     """
 
     def __init__(self) -> None:
         self.requested: str | None = None
+        self.leaving: Callable[[], None] = lambda: None
         self._several = jax.process_count() > 1
         self._previous: dict[int, Any] = {}
         self._leaves, self._nothing_to_save, self._deciding = False, True, threading.Lock()
@@ -49,15 +54,21 @@ class Preemption:
         while number := os.read(reader, 1):
             with self._deciding:
                 if self._nothing_to_save and number[0] in (signal.SIGTERM, signal.SIGINT):
-                    command_line.leave_preempted(number[0])
+                    self._leave(number[0])
         os.close(reader)
+
+    def _leave(self, number: int) -> None:
+        try:
+            self.leaving()
+        finally:
+            command_line.leave_preempted(number)
 
     def nothing_to_save(self, nothing: bool) -> None:
         """Says whether all that the run has come to is on the disk; if so, and a signal came before, it ends here."""
         with self._deciding:
             self._nothing_to_save = nothing
             if nothing and self._leaves and self.requested:
-                command_line.leave_preempted(signal.Signals[self.requested])
+                self._leave(signal.Signals[self.requested])
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._several:

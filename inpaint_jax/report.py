@@ -10,17 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import ml_collections
-from PIL import Image
 
-from inpaint_jax import buckets, curves, json_files, pages, reproduction, results_file, run_folder
+from inpaint_jax import (
+    buckets,
+    curves,
+    json_files,
+    pages,
+    picture_sections,
+    reproduction,
+    results_file,
+    run_folder,
+    starts,
+    time_sections,
+)
 from inpaint_jax import config as config_module
 from inpaint_jax.metrics import direction_of
 
-RESULTS, TEST_SAMPLES = f"{run_folder.TEST}/results.json", f"{run_folder.TEST}/samples.png"
-# Bytes of the page that pictures may take; beyond its share, a picture is made smaller.
-SAMPLES_BYTES, TEST_BYTES, NETWORKS_BYTES = 2_000_000, 1_000_000, 1_000_000
-FRAMES = 6  # sample grids at most
-TIMING_LINES = 10
+RESULTS = f"{run_folder.TEST}/results.json"
 WARNING_LINES = 50
 
 
@@ -42,14 +48,13 @@ def write_report(workdir: Path, rate: float = curves.DIMINISHING_RATE) -> Path:
     sections = {
         "Results": _results(run),
         "Curves": _curves(run),
-        "Samples over training": _samples(run),
+        "Samples over training": picture_sections.samples(run),
         "Training against validation": _gap(run),
         "Diminishing returns": _returns(run, rate),
-        "Throughput": _throughput(run),
-        "Test pictures": _picture(
-            run, TEST_SAMPLES, TEST_BYTES, "Held-out pictures; completed is the fill of this run."
-        ),
-        "Networks": _picture(run, run_folder.NETWORKS, NETWORKS_BYTES, "The networks of this run."),
+        "Throughput": time_sections.throughput(run),
+        "Spot ledger": time_sections.spot_ledger(run),
+        "Test pictures": picture_sections.test_pictures(run),
+        "Networks": picture_sections.networks(run),
         "Configuration": reproduction.config_section(run),
         "Reproduce": reproduction.command_section(run),
         "Warnings": _warnings(run),
@@ -88,6 +93,7 @@ def _load(workdir: Path) -> dict[str, Any]:
         "config": (run_folder.CONFIG, _read_config),
         "results": (RESULTS, results_file.read),
         "environment": (run_folder.ENVIRONMENT, _read_environment),
+        "starts": (run_folder.STARTS, starts.read),
     }
     for key, (name, how) in readers.items():
         run[key] = read(name, how) or {}
@@ -293,47 +299,6 @@ def _curves(run: dict) -> str:
     return f'{text}<p class="note">{html.escape(" ".join(lines))}</p>\n' if text else ""
 
 
-def _picture(run: dict, name: str, limit: int, caption: str) -> str:
-    try:
-        image = pages.embedded_picture(run["workdir"] / name, limit)
-    except FileNotFoundError:
-        run["missing"].append(name)
-        return ""
-    except (OSError, Image.DecompressionBombError) as error:
-        run["missing"].append(f"{name}, which cannot be shown ({error})")
-        return ""
-    return f'<figure class="wide">{image}<figcaption>{html.escape(caption)}</figcaption></figure>\n'
-
-
-def _samples(run: dict) -> str:
-    """Returns the sample grids with one radio button each: the same pictures in the same place, without a script."""
-    paths = sorted((run["workdir"] / run_folder.SAMPLES).glob("step_*.png"))
-    if not paths:
-        run["missing"].append(f"{run_folder.SAMPLES}/")
-        return ""
-    count = min(FRAMES, len(paths))
-    chosen = sorted({round(i * (len(paths) - 1) / max(1, count - 1)) for i in range(count)})
-    epochs = {row.get("step"): row["epoch"] for row in run["rows"] if curves.is_number(row.get("epoch"))}
-    buttons, frames, rules = "", "", ""
-    for number, index in enumerate(chosen):
-        step = int(re.sub(r"\D", "", paths[index].stem) or 0)
-        label = f"step {step:,}" + (f", epoch {epochs[step]:.4g}" if step in epochs else "")
-        name = f"{run_folder.SAMPLES}/{paths[index].name}"
-        checked = " checked" if number == len(chosen) - 1 else ""
-        buttons += (
-            f'<input type="radio" name="frame" id="frame{number}"{checked}><label for="frame{number}">{label}</label>\n'
-        )
-        frames += _picture(run, name, SAMPLES_BYTES // len(chosen), label).replace('"wide"', f'"wide f{number}"')
-        rules += f"#frame{number}:checked~.f{number}{{display:block}}"
-    shown = f"{len(chosen)} of {len(paths)} grids" if len(chosen) < len(paths) else "All grids"
-    limits = sum((SAMPLES_BYTES, TEST_BYTES, NETWORKS_BYTES)) / 1e6
-    return (
-        f"<p>The same validation pictures at different times (choose one; the arrow keys go on from there). {shown} of "
-        f"{run_folder.SAMPLES}/ are shown; larger files are shown smaller, so that all pictures of this page stay "
-        f'below {limits:.0f} MB.</p>\n<style>{rules}</style>\n<div class="frames">\n{buttons}{frames}</div>\n'
-    )
-
-
 def _gap(run: dict) -> str:
     """Compares every quantity that both training and validation log."""
     if not run["train"] or not run["val"]:
@@ -402,25 +367,6 @@ def _returns(run: dict, rate: float) -> str:
         "per epoch, on average from there to every later validation, and what training past it gained in all."
         f"{note}</p>\n{pages.table(head, rows, chosen=chosen)}"
     )
-
-
-def _throughput(run: dict) -> str:
-    """Sums up the timing rows in at most `TIMING_LINES` stretches."""
-    keys = ("step", "seconds", "images", "data_wait_s")
-    rows = [row for row in run["timing"] if all(curves.is_number(row.get(key)) for key in keys)]
-    if not rows:
-        return ""
-    size = -(-len(rows) // TIMING_LINES)
-    stretches = [rows[start : start + size] for start in range(0, len(rows), size)]
-    table = []
-    for part in (*stretches, rows):
-        seconds, images, wait = (sum(row[key] for row in part) for key in keys[1:])
-        label = f"to step {part[-1]['step']:,}" if part is not rows else "all"
-        per_second, share = (images / seconds, wait / seconds) if seconds > 0 else (0.0, 0.0)
-        table.append([label, f"{seconds:,.1f}", f"{images:,}", f"{per_second:,.1f}", f"{wait:,.2f}", f"{share:.1%}"])
-    head = ["stretch", "seconds", "images", "images per second", "waited for data (s)", "share of the time"]
-    note = "Seconds hold validation and checkpoints too, the first stretch also compilation."
-    return f'{pages.table(head, table, chosen=[len(table) - 1])}<p class="note">{note}</p>\n'
 
 
 def _warnings(run: dict) -> str:

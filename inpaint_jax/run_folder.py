@@ -13,6 +13,7 @@ from typing import IO, Any
 from inpaint_jax import full_disk, json_files
 
 CONFIG, METRICS, TIMING, LOG = "config.json", "metrics.jsonl", "timing.jsonl", "log.txt"
+STARTS = "starts.json"
 CHECKPOINTS, SAMPLES, TENSORBOARD, TEST, GENERATOR = "checkpoints", "samples", "tensorboard", "test", "generator"
 DATA, MASKS = "data", "masks"
 ENVIRONMENT, NETWORKS, REPORT = "environment.json", "networks.png", "report.html"
@@ -20,7 +21,7 @@ WANDB, WANDB_ID, REPLAY = "wandb", "wandb_id", "replay"
 # What --restart removes. Checkpoints go first and the config last: a kill in between must not leave a run that goes on
 # without a config to compare with.
 OWN = (
-    *(CHECKPOINTS, METRICS, TIMING, LOG, SAMPLES, TENSORBOARD, TEST, GENERATOR, ENVIRONMENT, NETWORKS, REPORT),
+    *(CHECKPOINTS, METRICS, TIMING, STARTS, LOG, SAMPLES, TENSORBOARD, TEST, GENERATOR, ENVIRONMENT, NETWORKS, REPORT),
     *(WANDB, WANDB_ID, CONFIG, REPLAY),
 )
 _MOST = 2**31  # steps, epochs, seconds and images of a row stay below

@@ -27,16 +27,16 @@ from inpaint_jax import (
     guard,
     regimes,
     run_folder,
-    weights,
+    starts,
 )
 from inpaint_jax import config as config_module
 from inpaint_jax.data import pipeline
-from inpaint_jax.parallel import make_parallel
+from inpaint_jax.finish import finish
 from inpaint_jax.preemption import Preemption
 from inpaint_jax.records import Records
 from inpaint_jax.run import Run, assemble, begin_together, check_config, generator_variables, validated_variables
-from inpaint_jax.state import RegimeState, TrainState, create_state
-from inpaint_jax.step import make_eval_step, make_train_step
+from inpaint_jax.state import RegimeState, TrainState
+from inpaint_jax.step import make_train_step
 
 FINISHED, PREEMPTED = 0, command_line.PREEMPTED
 
@@ -51,11 +51,18 @@ def next_batch(batches: Iterator[dict], records: Records) -> dict:
     return batch
 
 
-def fit(run: Run, checkpoints: checkpoint.Checkpoints | None, preemption: Preemption, allow_changes: bool) -> bool:
+def fit(
+    run: Run,
+    checkpoints: checkpoint.Checkpoints | None,
+    preemption: Preemption,
+    allow_changes: bool,
+    start: starts.Start,
+) -> bool:
     """Trains to the end of the run; returns False if preempted, with a state to go on from.
 
     Args:
         checkpoints: None in all processes but the first.
+        start: is told how far this process comes.
 
     Raises:
         FloatingPointError: the divergence guard ends the run.
@@ -64,6 +71,7 @@ def fit(run: Run, checkpoints: checkpoint.Checkpoints | None, preemption: Preemp
     config, parallel = run.config, run.parallel
     state, regime = begin_together(run, checkpoints, allow_changes)
     step = int(state.step)
+    start.goes_on_from(step)
     train_steps: dict[str, Callable] = {}  # by phase: each is compiled once
     state, frozen = parallel.replicate(state), parallel.replicate(run.frozen)
     batches = batches_after(run, step, run.total_steps)
@@ -88,6 +96,7 @@ def fit(run: Run, checkpoints: checkpoint.Checkpoints | None, preemption: Preemp
             step += 1
             if step == first_step:
                 records.first_step(step)
+                start.first_step()
             # Read once: a signal between two looks would end the run without the save that it announces.
             preempted, actions = preemption.after(step), ()
             logs, (validates, saves) = step % config.log_every_steps == 0, due(run, regime, step)
@@ -99,26 +108,31 @@ def fit(run: Run, checkpoints: checkpoint.Checkpoints | None, preemption: Preemp
                 regime, actions = validate(run, state, frozen, regime, step, records)
             if logs or saves:
                 records.times(step)
+            start.reached(step)
             state, regime = end_step(run, state, regime, actions, step)
             if saves and checkpoints:
-                save(run, checkpoints, records, state, regime, actions)
+                with start.saving():
+                    save(run, checkpoints, records, state, regime, actions)
             if regime.stopped and regimes.STOP not in actions:
                 log.info("step %d: the last phase has ended", step)
             if regimes.STOP in actions:
                 log.info("early stopping at step %d: no better value for %d epochs", step, regime.waited_epochs)
             if preempted and step < run.total_steps:
                 if checkpoints:
-                    say_where_to_go_on(checkpoints, step, preempted)
+                    with start.saving():
+                        say_where_to_go_on(checkpoints, step, preempted)
                 return False
     finally:
-        records.close()
-        if checkpoints:
-            checkpoints.wait()
+        with start.saving():
+            records.close()
+            if checkpoints:
+                checkpoints.wait()
     if checkpoints and (missing := checkpoints.missing()):
         raise ValueError(
             f"the disk is full: the training has ended at step {step}, and {missing} could not be saved: make space, "
             f"and run the same command again, which goes on {start_of_next(checkpoints)}"
         )
+    start.trained()
     return True
 
 
@@ -261,7 +275,12 @@ def validate(
 
 
 def run_training(
-    config: ml_collections.ConfigDict, name: str, workdir: Path, restart: bool, allow_changes: bool
+    config: ml_collections.ConfigDict,
+    name: str,
+    workdir: Path,
+    restart: bool,
+    allow_changes: bool,
+    began: float | None = None,
 ) -> int:
     """Trains or goes on, then tests; returns the exit code, 0 finished or 75 preempted.
 
@@ -269,6 +288,7 @@ def run_training(
         name: of the config, for the results, such as "unet_cosine:quick".
         restart: start over, removing what an earlier run left in the folder.
         allow_changes: go on even though config, data or masks differ in what decides numbers.
+        began: seconds since the epoch at which the process began, for the ledger of starts; default now.
 
     Raises:
         ValueError: one sentence on what is wrong and how to mend it.
@@ -277,7 +297,7 @@ def run_training(
     with distributed.ending_together():
         if jax.process_index() > 0:
             return follow(config, name, workdir)
-        return lead(config, name, workdir, restart, allow_changes)
+        return lead(config, name, workdir, restart, allow_changes, began)
 
 
 def follow(config: ml_collections.ConfigDict, name: str, workdir: Path) -> int:
@@ -299,29 +319,42 @@ def follow(config: ml_collections.ConfigDict, name: str, workdir: Path) -> int:
         own = copy.deepcopy(config)
         own.wandb.project = ""
         run = dataclasses.replace(assemble(config, name, own_folder, trains=False), config=own)
-        finished = fit(run, None, preemption, allow_changes=False)
+        # The first keeps the ledger of starts: here nothing is written.
+        finished = fit(run, None, preemption, False, starts.Start(own_folder))
         if finished:
             distributed.hear("tested")
         distributed.leave()
     return FINISHED if finished else PREEMPTED
 
 
-def lead(config: ml_collections.ConfigDict, name: str, workdir: Path, restart: bool, allow_changes: bool) -> int:
+def lead(
+    config: ml_collections.ConfigDict,
+    name: str,
+    workdir: Path,
+    restart: bool,
+    allow_changes: bool,
+    began: float | None,
+) -> int:
     """Trains as the only process or the first of several, and tests; arguments and result are `run_training`'s."""
-    with run_folder.lock(workdir), Preemption() as preemption:
+    with run_folder.lock(workdir), Preemption() as preemption, starts.Start(workdir, began) as start:
+        preemption.leaving = lambda: start.end(starts.PREEMPTED)
         run_folder.remove_unfinished(workdir)
         if not restart:
             check_config(config, workdir, allow_changes)
+            if (workdir / run_folder.STARTS).exists():
+                # Reading the data is part of what going on takes. A new run that the data refuse leaves nothing.
+                start.begin()
         run = assemble(config, name, workdir)
         if jax.process_count() > 1:
             distributed.say("assembled", "")
         if restart:
             # Not before everything that can be wrong with the new run has been looked at.
             run_folder.remove_run(workdir)
+        start.begin()
         command_line.log_to_file(workdir / run_folder.LOG)
         checkpoints = checkpoint.Checkpoints(workdir / run_folder.CHECKPOINTS, config.keep_checkpoints)
         try:
-            if not fit(run, checkpoints, preemption, allow_changes):
+            if not fit(run, checkpoints, preemption, allow_changes, start):
                 distributed.leave()
                 return PREEMPTED
             if preemption.requested:
@@ -329,7 +362,7 @@ def lead(config: ml_collections.ConfigDict, name: str, workdir: Path, restart: b
                 return PREEMPTED
             preemption.nothing_to_save(True)  # what the test writes, it can write again
             try:
-                finish(run, checkpoints)
+                finish(run, checkpoints, start)
             except OSError as error:
                 if not full_disk.is_full(error):
                     raise
@@ -351,67 +384,3 @@ def lead(config: ml_collections.ConfigDict, name: str, workdir: Path, restart: b
         finally:
             checkpoints.close()
     return FINISHED
-
-
-def trained_generator(run: Run, checkpoints: checkpoint.Checkpoints) -> tuple[int, dict]:
-    """Returns the step and the variables, on the host, of the generator that `config.regime.keep` names."""
-    if run.config.regime.keep == "last":
-        newest = checkpoints.latest_step()
-        state, _ = checkpoints.restore(jax.eval_shape(lambda: create_state(run.config, run.system.optimizers)))
-        if int(state.step) != newest:
-            raise ValueError(
-                f"the last state, of step {newest}, is damaged and was set aside: run the same command again, which "
-                f"trains from step {int(state.step)}"
-            )
-        return int(state.step), generator_variables(state)
-    template = jax.eval_shape(lambda: generator_variables(create_state(run.config, {})))
-    return checkpoints.restore_best(template)
-
-
-def finish(run: Run, checkpoints: checkpoint.Checkpoints) -> None:
-    """Exports the generator that `config.regime.keep` names, tests it beside the baselines, writes the results."""
-    if run.config.regime.keep == "best" and checkpoints.best_step() is None:
-        raise ValueError(
-            f"no validation gave a finite {run.config.regime.monitor}, so there is no best generator to test: "
-            "start over with --restart and a lower config.optimizer.learning_rate"
-        )
-    tested_step, variables = trained_generator(run, checkpoints)
-    parallel, eval_step = run.parallel, run.eval_step
-    if parallel.processes > 1:
-        # By this process alone, on its own devices.
-        parallel = make_parallel(run.config.parallel, jax.local_devices())
-        eval_step = parallel.evaluate(make_eval_step(run.config))
-    megabytes = weights.save_generator(run.workdir / run_folder.GENERATOR, variables, run.config)
-    log.info("testing the %s generator, of step %d", run.config.regime.keep, tested_step)
-    timing = run_folder.read_rows(run.workdir / run_folder.TIMING)
-    seconds = sum(row["seconds"] for row in timing)
-    steps = checkpoints.latest_step()
-    tested = evaluate.test_phase(
-        run.config, eval_step, parallel, variables, run.frozen, run.splits["test"], run.workdir
-    )
-    results = {
-        "config": run.name,
-        "hashes": config_module.hashes(run.config),
-        **{name: tested.pop(name) for name in ("dataset", "images", "mask_set")},
-        "parameters": sum(x.size for x in jax.tree.leaves(variables["params"])),
-        "model_megabytes": megabytes,
-        **tested,
-        "train": {
-            "steps": steps,
-            "best_step": checkpoints.best_step(),
-            "tested_step": tested_step,
-            "epochs": steps / run.steps_per_epoch,
-            "seconds": seconds,
-            "images_per_second": sum(row["images"] for row in timing) / max(seconds, 1e-9),
-            "data_wait_share": sum(row["data_wait_s"] for row in timing) / max(seconds, 1e-9),
-        },
-    }
-    evaluate.write_results(run.workdir, results)
-    evaluate.log_results(results)
-    log.info("pictures and figures are in %s", run.workdir / run_folder.TEST)
-    # Here: no step waits for matplotlib.
-    from inpaint_jax import report
-
-    with full_disk.skipping(run.workdir / run_folder.REPORT):
-        report.write_report(run.workdir)
-        log.info("the report is %s", run.workdir / run_folder.REPORT)

@@ -15,6 +15,7 @@ Exit codes: 0 finished; 75 preempted, run the same command again to go on; 1 an 
 
 import logging
 import signal
+import time
 from pathlib import Path
 
 from absl import flags
@@ -24,6 +25,7 @@ from inpaint_jax import command_line, run_folder
 from inpaint_jax import config as config_module
 
 log = logging.getLogger("inpaint_jax")
+_BEGAN = time.time()
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "config file, with :quick or :tiny to shrink it")
 _WORKDIR = flags.DEFINE_string("workdir", None, "run folder; default runs/<config name>[-<arg>]")
@@ -55,7 +57,7 @@ def _main() -> int:
     if explicit or _SEVERAL.value or distributed.started_by_scheduler():
         distributed.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     log.info("run folder %s", workdir)
-    return train.run_training(config, Path(path).name, workdir, _RESTART.value, _ALLOW.value)
+    return train.run_training(config, Path(path).name, workdir, _RESTART.value, _ALLOW.value, _BEGAN)
 
 
 if __name__ == "__main__":

@@ -177,7 +177,7 @@ def test_damaged_rows(finished_run, copied, name, tries):
 @pytest.mark.parametrize(
     ("name", "tries"),
     [
-        *((name, 40) for name in (run_folder.CONFIG, run_folder.ENVIRONMENT, report.RESULTS)),
+        *((name, 40) for name in (run_folder.CONFIG, run_folder.ENVIRONMENT, run_folder.STARTS, report.RESULTS)),
         *((name, 15) for name in (run_folder.TIMING, "log.txt")),
         pytest.param(run_folder.METRICS, 100, marks=pytest.mark.slow),  # the curves take a second
         *(

@@ -14,7 +14,7 @@ import forked_commands
 import kill_storm
 import pytest
 
-from inpaint_jax import checkpoint
+from inpaint_jax import checkpoint, run_folder, starts
 
 ROOT = Path(__file__).parents[1]
 KILLS, EPOCHS = 10, 5
@@ -45,6 +45,13 @@ def test_ten_kills_leave_no_trace(whole: Path, tmp_path: Path):
     assert sum(kill.found in kill_storm.INSIDE for kill in kills) >= KILLS / 5, kills
     assert kills[-1].found == "test"
     kill_storm.check_same(whole, killed, STEPS)
+    # Each step that was trained has a timing row. A process that was killed before it read data is in no ledger.
+    ledger = starts.ledger(starts.read(killed / run_folder.STARTS))
+    begun = [kill for kill in kills if kill.found not in ("start", "import", "between")]
+    assert set(ledger["survived"]) == {"killed"}
+    assert len(begun) <= ledger["survived"]["killed"] <= KILLS
+    assert ledger["twice"] == len(run_folder.read_rows(killed / run_folder.TIMING)) - STEPS > 0
+    assert ledger["kept"] == STEPS
 
 
 NOTHING = "there is nothing to save; run the same command again"
@@ -85,6 +92,12 @@ def test_a_signal_anywhere_loses_at_most_one_step(whole: Path, tmp_path: Path):
     kill_storm.Board(board, anew=True)
     assert start(board, *kill_storm.options_of(workdir, EPOCHS)).wait().returncode == 0
     kill_storm.check_same(whole, workdir, STEPS)
+    entries = starts.read(workdir / run_folder.STARTS)
+    # The first two had nothing to begin with.
+    assert [entry["ended"] for entry in entries] == [
+        *(starts.INTERRUPTED if code == 130 else starts.PREEMPTED for _, code, _, _ in SIGNALS[2:]), starts.FINISHED
+    ]  # fmt: skip
+    assert starts.ledger(entries)["twice"] == len(run_folder.read_rows(workdir / run_folder.TIMING)) - STEPS
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from configs import common, unet_cosine
-from inpaint_jax import augment, checkpoint, config, keys, replay, replay_pictures, run_folder, task, train
+from inpaint_jax import augment, checkpoint, config, keys, replay, replay_pictures, run_folder, starts, task, train
 from inpaint_jax.data import procedural_normals
 from inpaint_jax.parallel import make_parallel
 from inpaint_jax.preemption import Preemption
@@ -47,7 +47,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("replay") / "whole"
     folder.mkdir()
     checkpoints = checkpoint.Checkpoints(folder / "checkpoints", phased().keep_checkpoints)
-    assert train.fit(assemble(phased(), "phased", folder), checkpoints, Preemption(), False)
+    assert train.fit(assemble(phased(), "phased", folder), checkpoints, Preemption(), False, starts.Start(folder))
     checkpoints.close()
     return folder
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from ml_collections import config_flags
 
 from inpaint_jax import config as config_module
-from inpaint_jax import curves, evaluate, image_files, report, run_folder
+from inpaint_jax import curves, evaluate, image_files, picture_sections, report, run_folder
 
 ROOT = Path(__file__).parent.parent
 HOSTILE = '</style><script>alert("1")</script>&amp;\u2028é.py:tiny'
@@ -274,13 +274,36 @@ def test_page_is_the_same_each_time_and_needs_nothing_but_itself(workdir: Path):
 
 def test_samples_run_from_the_first_to_the_last_in_a_bounded_page(workdir: Path, monkeypatch: pytest.MonkeyPatch):
     page = read(workdir)
-    steps = [int(step) for step in re.findall(r"step (\d+), epoch", page.text)][: report.FRAMES]
+    steps = [int(step) for step in re.findall(r"step (\d+), epoch", page.text)][: picture_sections.FRAMES]
     assert steps == [1, 5, 9, 12, 16, 20]
-    monkeypatch.setattr(report, "SAMPLES_BYTES", 30_000)
+    monkeypatch.setattr(picture_sections, "SAMPLES_BYTES", 30_000)
     text = report.write_report(workdir).read_text()
     pictures = re.findall(r"data:image/(\w+);base64,([^\"]*)", text)
     assert [kind for kind, _ in pictures] == ["jpeg"] * 6 + ["png"]
     assert sum(len(data) for _, data in pictures[:6]) <= 30_000
+
+
+def test_a_run_that_was_killed_has_its_ledger(workdir: Path):
+    first = {"began": 1.7e9, "devices": 4, "from_step": 0, "step": 12, "first_step_s": 20.0, "trained_s": None}
+    first |= {"saves_s": 4.0, "alive_s": 84.0, "ended": None}
+    second = {**first, "began": 1.7e9 + 100, "from_step": 9, "step": 20, "trained_s": 60.0, "alive_s": 70.0}
+    run_folder.write_json(workdir / run_folder.STARTS, [first])
+    assert "Survived" not in read(workdir).text
+    run_folder.write_json(workdir / run_folder.STARTS, [first, {**second, "ended": "finished"}])
+    words = " ".join(read(workdir).text.split())
+    # Of 60 s of training 3 of 12 steps were trained again: 45 s, 36 s and the test, 10 s, of 154 s.
+    for figure in (
+        "Survived1 killed",
+        "At work2 min 34 s in 2 starts",
+        "Useful59.1%",
+        "Lost35 s, 22.7%",
+        "Trained twice15 s, 9.7%: 3 steps",
+    ):
+        assert figure in words, figure
+    assert "Until first steps40 s, 26.0%" in words
+    assert "Away between starts16 s" in words
+    assert "1 2023-11-14 22:13:20 killed 4 0 12 3 20.0 4.0 45.0 15.0 0.0" in words
+    assert "2 2023-11-14 22:15:00 finished 4 9 20 0 20.0 4.0 36.0 0.0 10.0" in words
 
 
 def test_unfinished_and_damaged_folders(workdir: Path, tmp_path: Path):
