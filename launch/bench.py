@@ -3,6 +3,7 @@
     python launch/bench.py --config configs/unet_cosine.py:quick                     # a training step, and its data
     python launch/bench.py --config configs/unet_cosine.py --mode infer --batch 16   # one picture, and 16 at once
     python launch/bench.py --config configs/unet_cosine.py:quick --mode startup      # from command to first step
+    python launch/bench.py --config configs/unet_cosine.py --mode input --images_per_s 3000   # reading, no training
     python launch/bench.py --config configs/unet_cosine.py --config.batch_size=64 --config.dtype=bfloat16 --json
     python launch/bench.py --config configs/unet_cosine.py:quick --json > before.json
     python launch/bench.py --config configs/unet_cosine.py:quick --against before.json   # after a change: ratios
@@ -22,7 +23,8 @@ from inpaint_jax import command_line
 from inpaint_jax import config as config_module
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "config file, with :quick or :tiny to shrink it")
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "infer", "startup"], "what to measure: train, infer or startup")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "infer", "startup", "input"], "what to measure")
+_IMAGES = flags.DEFINE_float("images_per_s", None, "input: tell the cores that feed so many", lower_bound=1.0)
 _JSON = flags.DEFINE_bool("json", False, "print one JSON object as the last line")
 _PHASE = flags.DEFINE_string("phase", "", "phase of config.regime to train; default the first of both networks")
 _BATCH = flags.DEFINE_integer("batch", None, "infer: pictures at once; default config.batch_size", lower_bound=1)
@@ -38,7 +40,11 @@ _AGAINST = flags.DEFINE_string("against", None, "file with an earlier result (--
 def _main() -> int:
     config = command_line.require(_CONFIG)
     of_steps = (_STEPS, _REPEATS, _WARMUP, _CACHE, _PROFILE, _AGAINST)
-    other = {"train": (_BATCH,), "infer": (_PHASE, _EMBEDDED), "startup": (_BATCH, _PHASE, _EMBEDDED, *of_steps)}
+    of_networks = (_BATCH, _PHASE, _EMBEDDED)
+    other = {
+        "train": (_BATCH, _IMAGES), "infer": (_PHASE, _EMBEDDED, _IMAGES), "input": (*of_networks, *of_steps[2:]),
+        "startup": (*of_networks, *of_steps, _IMAGES),
+    }  # fmt: skip
     for flag in other[_MODE.value]:
         if flag.present:
             raise flags.ValidationError(f"--{flag.name} has no meaning with --mode={_MODE.value}: leave it out")
@@ -49,7 +55,7 @@ def _main() -> int:
     options = bench.Options(
         mode=_MODE.value, phase=_PHASE.value, batch=_BATCH.value or 0, steps=_STEPS.value, repeats=_REPEATS.value,
         warmup=_WARMUP.value, cache=_CACHE.value, embedded_data=_EMBEDDED.value,
-        profile=Path(_PROFILE.value) if _PROFILE.value else None,
+        profile=Path(_PROFILE.value) if _PROFILE.value else None, images_per_s=_IMAGES.value,
     )  # fmt: skip
     name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).name
     return bench.run_benchmark(config, name, options, _JSON.value, Path(_AGAINST.value) if _AGAINST.value else None)
