@@ -33,6 +33,7 @@ def base() -> ml_collections.ConfigDict:
     c.reduce_dtype = "float32"  # float32 | bfloat16: of gradients between devices; half the bytes, rounded to 8 bits
     c.ema_decay = 0.999  # moving average of generator weights, per step, with a warmup; 0 = off
     c.parallel = "pmap"  # pmap | shard_map
+    c.remat = False  # True: less memory, slower: gradients compute U-Net levels and VGG16's blocks once more
     c.deterministic = False  # True: deterministic GPU kernels (slower), needed for bit-identical resumption on GPUs
     c.data = _data()
     c.mask = _mask()

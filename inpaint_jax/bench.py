@@ -13,7 +13,20 @@ import jax
 import ml_collections
 import numpy as np
 
-from inpaint_jax import bench_report, describe, inference, models, regimes, run, startup, state, stopwatch, task, train
+from inpaint_jax import (
+    bench_report,
+    describe,
+    inference,
+    input_rate,
+    models,
+    regimes,
+    run,
+    startup,
+    state,
+    stopwatch,
+    task,
+    train,
+)
 from inpaint_jax import config as config_module
 
 log = logging.getLogger("inpaint_jax")
@@ -27,13 +40,14 @@ class Options:
     """How to measure.
 
     Attributes:
-        mode: "train", "infer" or, which takes none of the others, "startup".
+        mode: "train", "infer", "input", which takes steps, repeats and images_per_s, or "startup", which takes none.
         phase: of the regime, to train; "" = the first that trains both networks, or else the first.
         batch: pictures at once in inference; 0 = `config.batch_size`.
         steps, repeats, warmup: of `stopwatch.pace_of`.
         cache: take compiled programs from the cache that training uses, and keep them there.
         embedded_data: train on the pictures that come along, whatever data set the config names.
         profile: folder for a trace of a few steps.
+        images_per_s: that the input is to feed; None = not asked.
     """
 
     mode: str = "train"
@@ -45,6 +59,7 @@ class Options:
     cache: bool = False
     embedded_data: bool = False
     profile: Path | None = None
+    images_per_s: float | None = None
 
 
 def bench(config: ml_collections.ConfigDict, name: str, options: Options) -> dict[str, Any]:
@@ -292,9 +307,14 @@ def run_benchmark(
     Raises:
         ValueError: one sentence on what is wrong with config, data, options or the earlier result.
     """
-    if options.mode == "startup":
-        figures = {"config": name, "mode": "startup", **startup.measure(config)}
-        startup.show(figures, name)
+    if options.mode in ("startup", "input"):
+        if options.mode == "startup":
+            figures = {"config": name, "mode": "startup", **startup.measure(config)}
+            startup.show(figures, name)
+        else:
+            measured = input_rate.measure(config, options.steps, options.repeats, options.images_per_s)
+            figures = {"config": name, **measured}
+            input_rate.show(figures, name)
         if as_json:
             bench_report.print_json(figures)
         return 0

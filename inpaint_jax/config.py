@@ -15,6 +15,7 @@ from inpaint_jax import json_files, run_folder
 # is spread, how fast data is read. Everything else decides numbers, and must stay.
 RESUMABLE_CHANGES = (
     "parallel",
+    "remat",  # as another number of devices: what is computed is the same up to rounding
     "log_every_steps",
     "sample_every_epochs",
     "checkpoint_every_steps",
@@ -81,7 +82,9 @@ _AT_MOST = {
 _LARGEST_SPLIT = 10_000_000
 # What the networks can be: the values of an option that each admits (every value where none are named), and what the
 # sides of its input must be multiples of; 0 = powers of two.
-_NO_OPTIONS = {"generator.refine": (0,), "generator.residual": (False,), "generator.dropout": (0.0,)}
+_NO_OPTIONS = {
+    "generator.refine": (0,), "generator.residual": (False,), "generator.dropout": (0.0,), "remat": (False,)
+}  # fmt: skip
 _NETWORKS = {
     "unet": {"generator.output": ("unit", "tanh")},
     "attention_unet": {
@@ -90,6 +93,7 @@ _NETWORKS = {
         "generator.output": ("tanh",),
         "generator.normalisation": ("none",),
         "generator.skips": (True,),
+        "remat": (False,),
     },
     "completion": _NO_OPTIONS | {"generator.output": ("linear", "tanh"), "generator.skips": (False,)},
     "pooling_unet": _NO_OPTIONS

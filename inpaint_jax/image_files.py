@@ -38,6 +38,7 @@ _DAMAGE = (
     struct.error,
 )
 
+FITS = ("resize", "crop")  # ways to make a square
 _ORIENTATION = 274  # the EXIF tag
 MASK_THRESHOLD = 128  # of 255; from here on a mask's pixel is hole
 
@@ -121,7 +122,9 @@ def _opened(path: str | os.PathLike) -> Iterator[Image.Image]:
 def _upright(image: Image.Image, mode: str) -> Image.Image:
     if image.mode == "P" and image.has_transparency_data:
         image = image.convert("RGBA")  # Pillow's own advice for palettes with transparent entries
-    return ImageOps.exif_transpose(image).convert(mode)
+    # Pillow would copy a picture that is upright, and one that has the mode: as long as reading half a JPEG file.
+    ImageOps.exif_transpose(image, in_place=True)
+    return image if image.mode == mode else image.convert(mode)
 
 
 def read_rgb(path: str | os.PathLike) -> np.ndarray:
@@ -289,12 +292,14 @@ def fit_square(image: np.ndarray, size: int, how: str) -> np.ndarray:
             the long one; "crop" cuts the square out at native resolution.
 
     Returns:
-        uint8 (size, size, 3).
+        uint8 (size, size, 3); the picture itself where it is that square already.
 
     Raises:
         ValueError: `how` is unknown, or "crop" finds the picture smaller than the square.
     """
     short = min(image.shape[:2])
+    if how in FITS and image.shape[:2] == (size, size):
+        return np.ascontiguousarray(image)
     if how == "resize":
         # Cutting first gives the same square and leaves no rounded long side that would stretch the picture.
         square = _centre_square(image, short)

@@ -77,7 +77,7 @@ def features_of(
     Returns:
         `{"image": {"block1": (B, H, W, C), …}, …}`, `{}` where no one looks.
     """
-    vgg = VGG16(config.vgg.width, jnp.dtype(config.dtype))
+    vgg = VGG16(config.vgg.width, jnp.dtype(config.dtype), config.remat)
     return {
         name: vgg.apply({"params": frozen["vgg16"]}, task.to_unit_range(images[name], config.task.value_range), blocks)
         for name, blocks in blocks_seen(config).items()

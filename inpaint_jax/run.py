@@ -92,7 +92,7 @@ def assemble(config: ml_collections.ConfigDict, name: str, workdir: Path, trains
     _warn_of_what_may_surprise(config, regimes.planned_steps(config, steps_per_epoch), total_steps)
     mask_files = None
     if config.mask.name == "files":
-        mask_files = _mask_files(config)
+        mask_files = read_mask_files(config)
     val_images = splits["val"].chosen(config.evaluation.val_limit)
     val_masks = evaluate.evaluation_masks(config, "val", len(val_images), workdir / run_folder.MASKS)
     fingerprints = {f"{name} split": source.fingerprint for name, source in splits.items() if name != "test"}
@@ -153,7 +153,7 @@ def _warn_of_what_may_surprise(config: ml_collections.ConfigDict, planned: int, 
                 )  # fmt: skip
 
 
-def _mask_files(config: ml_collections.ConfigDict) -> ImageSource:
+def read_mask_files(config: ml_collections.ConfigDict) -> ImageSource:
     """Returns the pictures of `config.mask.path`, each of them read once."""
     try:
         files = data_module.load_mask_files(config.mask.path, config.image_size)

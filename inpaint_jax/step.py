@@ -55,6 +55,8 @@ def make_system(config: ml_collections.ConfigDict, total_steps: int, axis_name: 
     losses.validate_losses(config.losses)
     task.validate_task(config)
     generator = models.build_generator(config, axis_name)
+    if config.remat:
+        generator = generator.clone(remat=True)  # here alone: it is for gradients, which nothing else takes
     discriminator = models.build_discriminator(config, axis_name)
     shapes = jax.eval_shape(lambda: create_state(config, {}))
     groups = optim.group_names(shapes.params)

@@ -161,13 +161,9 @@ def start_of_next(checkpoints: checkpoint.Checkpoints) -> str:
 
 def batches_after(run: Run, step: int, stop_step: int) -> Iterator[dict]:
     """Yields the batches of the steps after `step`, up to `stop_step`."""
-    config = run.config
-    return pipeline.train_batches(
-        run.splits["train"], seed=config.seed, batch=config.batch_size * config.accumulate,
-        start_step=step, stop_step=stop_step, threads=config.data.reader_threads,
-        crop=config.image_size if config.data.fit == "crop" else 0, masks=run.mask_files,
-        host=run.parallel.process, hosts=run.parallel.processes,
-    )  # fmt: skip
+    return pipeline.batches_of(
+        run.config, run.splits["train"], run.mask_files, step, stop_step, run.parallel.process, run.parallel.processes
+    )
 
 
 def due(run: Run, regime: RegimeState, step: int) -> tuple[bool, bool]:

@@ -4,6 +4,7 @@
     python launch/bench.py --config configs/unet_cosine.py --mode infer --batch 16   # one picture, and 16 at once
     python launch/bench.py --config configs/unet_cosine.py:quick --mode startup      # from command to first step
     python launch/bench.py --config configs/unet_cosine.py --mode scaling --step_ms 44.5     # on many chips: a model
+    python launch/bench.py --config configs/unet_cosine.py --mode input --images_per_s 3000   # reading, no training
     python launch/bench.py --config configs/unet_cosine.py --config.batch_size=64 --config.dtype=bfloat16 --json
     python launch/bench.py --config configs/unet_cosine.py:quick --json > before.json
     python launch/bench.py --config configs/unet_cosine.py:quick --against before.json   # after a change: ratios
@@ -23,7 +24,10 @@ from inpaint_jax import command_line
 from inpaint_jax import config as config_module
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "config file, with :quick or :tiny to shrink it")
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "infer", "startup", "scaling"], "what to measure, or to predict")
+_MODE = flags.DEFINE_enum(
+    "mode", "train", ["train", "infer", "startup", "input", "scaling"], "what to measure; scaling: to predict"
+)
+_IMAGES = flags.DEFINE_float("images_per_s", None, "input: tell the cores that feed so many", lower_bound=1.0)
 _JSON = flags.DEFINE_bool("json", False, "print one JSON object as the last line")
 _PHASE = flags.DEFINE_string("phase", "", "phase of config.regime to train; default the first of both networks")
 _BATCH = flags.DEFINE_integer("batch", None, "infer: pictures at once; default config.batch_size", lower_bound=1)
@@ -42,14 +46,14 @@ _LINK = flags.DEFINE_string(
 
 def _main() -> int:
     config = command_line.require(_CONFIG)
-    of_steps = (_STEPS, _REPEATS, _WARMUP, _CACHE, _PROFILE, _AGAINST)
-    model = (_STEP_MS, _LINK)
-    other = {
-        "train": (_BATCH, *model), "infer": (_PHASE, _EMBEDDED, *model),
-        "startup": (_BATCH, _PHASE, _EMBEDDED, *of_steps, *model), "scaling": (_BATCH, _EMBEDDED, *of_steps[:-1]),
+    measured = (_STEPS, _REPEATS, _WARMUP, _CACHE, _PROFILE, _AGAINST)
+    takes = {
+        "train": (_PHASE, _EMBEDDED, *measured), "infer": (_BATCH, *measured), "startup": (),
+        "input": (_STEPS, _REPEATS, _IMAGES), "scaling": (_PHASE, _AGAINST, _STEP_MS, _LINK),
     }  # fmt: skip
-    for flag in other[_MODE.value]:
-        if flag.present:
+    own = {flag.name for flag in takes[_MODE.value]}
+    for flag in (flag for taken in takes.values() for flag in taken):
+        if flag.present and flag.name not in own:
             raise flags.ValidationError(f"--{flag.name} has no meaning with --mode={_MODE.value}: leave it out")
     config_module.validate(config)  # before JAX is imported, so that the answer comes at once
     command_line.prepare_jax(config.deterministic)
@@ -64,7 +68,7 @@ def _main() -> int:
     options = bench.Options(
         mode=_MODE.value, phase=_PHASE.value, batch=_BATCH.value or 0, steps=_STEPS.value, repeats=_REPEATS.value,
         warmup=_WARMUP.value, cache=_CACHE.value, embedded_data=_EMBEDDED.value,
-        profile=Path(_PROFILE.value) if _PROFILE.value else None,
+        profile=Path(_PROFILE.value) if _PROFILE.value else None, images_per_s=_IMAGES.value,
     )  # fmt: skip
     return bench.run_benchmark(config, name, options, _JSON.value, Path(_AGAINST.value) if _AGAINST.value else None)
 

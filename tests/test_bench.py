@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from configs import unet_cosine
-from inpaint_jax import bench, bench_report, describe, run, startup, state, step
+from inpaint_jax import bench, bench_report, describe, image_files, input_rate, run, startup, state, step
+from inpaint_jax.data import source
 
 TINY = f"{forked_commands.ROOT / 'configs' / 'unet_cosine.py'}:tiny"
 TWO_DEVICES = f"{fast_compilation.ONE_DEVICE} --xla_force_host_platform_device_count=2"
@@ -143,10 +144,12 @@ def test_ratios_say_what_is_better(capsys):
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        (("--mode=draw",), 2, "should be one of <train|infer|startup"),
+        (("--mode=draw",), 2, "should be one of <train|infer|startup|input|scaling>"),
         (("--batch=2",), 2, "--batch has no meaning with --mode=train"),
         (("--mode=infer", "--phase=joint"), 2, "--phase has no meaning with --mode=infer"),
         (("--mode=startup", "--repeats=2"), 2, "--repeats has no meaning with --mode=startup"),
+        (("--mode=input", "--cache"), 2, "--cache has no meaning with --mode=input"),
+        (("--images_per_s=3",), 2, "--images_per_s has no meaning with --mode=train"),
         (("--steps=0",), 2, "--steps=0"),
         (("--phase=warm",), 1, "--phase=warm: the phases of this config are joint"),
         (("--against=absent.json",), 1, "'absent.json' cannot be read"),
@@ -214,3 +217,45 @@ def test_the_first_state_has_the_same_bits_however_it_is_compiled(tmp_path, monk
         compiler_options={"xla_backend_optimization_level": 3},
     )
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(quickly), jax.device_get(create()))
+
+
+def test_the_input_is_measured_as_the_trainer_reads_it(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 48, 3), np.uint8)
+    for number, pixels in enumerate(noise):
+        image_files.write_png(tmp_path / "maps" / f"{number}.png", pixels)
+    source = ("--config.data.source=folder", "--config.data.path=maps", "--config.data.split_counts=(24,8,8)")
+    command_line = (*source, "--mode=input", "--steps=9", "--repeats=2", "--images_per_s=1e6", "--json")
+    ran = command(tmp_path, *command_line, "--config.data.reader_threads=3", "--config.data.fit=crop")
+    figures = figures_of(ran)
+    assert (figures["mode"], figures["pictures"], figures["data_source"]) == ("input", 24, "folder")
+    assert (figures["batch_size"], figures["steps"]) == (4, 6), "an epoch is no longer than the split"
+    # Crops are cut anew from whole pictures, which are what memory holds.
+    assert figures["decoded_mebibytes"] == pytest.approx(24 * 40 * 48 * 3 / 2**20, rel=1e-4)
+    assert figures["pictures_that_fit"] == 2048 * 2**20 // (40 * 48 * 3)
+    assert figures["later_epochs_from_memory"] is True
+    measured = {int(name.split("_")[0]): rates for name, rates in figures.items() if name.endswith("_threads")}
+    assert set(measured) == {1, 3, figures["cores"]}
+    for rates in measured.values():
+        for read in ("decoding", "memory"):
+            low, middle, high = (rates[read][f"images_per_s{name}"] for name in ("_min", "", "_max"))
+            assert 0 < low <= middle <= high
+    for read, cores in figures["cores_needed"].items():
+        per_core = measured[figures["cores"]][read]["images_per_core_s"]
+        assert cores == pytest.approx(1e6 / per_core, abs=1.1)
+    assert "later epochs come from there" in ran.stdout
+    assert re.search(rf"cores to feed 1e\+06 +{figures['cores_needed']['decoding']} while", ran.stdout)
+
+
+def test_pictures_come_from_memory_only_after_they_were_decoded():
+    config, loads = unet_cosine.get_config("tiny"), []
+
+    def load(index: int) -> np.ndarray:
+        loads.append(index)
+        return np.full((32, 32, 3), index, np.uint8)
+
+    whole = source.ImageSource([str(number) for number in range(40)], load, "")
+    part, _ = input_rate._part(whole, 8)
+    input_rate._pace(config, part, None, 0, 2)
+    assert sorted(loads) == [0, 5, 10, 15, 20, 25, 30, 35], "each once, spread over the split"
+    input_rate._pace(config, part, None, 2, 6)
+    assert len(loads) == 8

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import grain
+import ml_collections
 import numpy as np
 
 from inpaint_jax.data.source import ImageSource
@@ -66,6 +67,23 @@ def train_batches(
     # Threads, not processes: worker processes take seconds to start and decoding releases the interpreter lock.
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2, 2 * threads))
     return iter(dataset.to_iter_dataset(options))
+
+
+def batches_of(
+    config: ml_collections.ConfigDict,
+    source: ImageSource,
+    masks: ImageSource | None,
+    start_step: int,
+    stop_step: int,
+    host: int = 0,
+    hosts: int = 1,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yields the batches that a config's training takes at steps [start_step, stop_step); see `train_batches`."""
+    return train_batches(
+        source, seed=config.seed, batch=config.batch_size * config.accumulate,
+        start_step=start_step, stop_step=stop_step, threads=config.data.reader_threads,
+        crop=config.image_size if config.data.fit == "crop" else 0, masks=masks, host=host, hosts=hosts,
+    )  # fmt: skip
 
 
 def _in_order(source: Any, seed: int, per_epoch: int, epochs: int) -> grain.MapDataset:

@@ -35,6 +35,19 @@ def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
     return (y.astype(jnp.float32) + bias).astype(y.dtype)
 
 
+def recomputed(module: nn.Module, part: Callable[..., jax.Array], *arrays: jax.Array | None) -> jax.Array:
+    """Returns part(module, *arrays), some layers; where `module.remat` is set, gradients compute them once more.
+
+    Then only `arrays` are kept until the backward pass, not what lies between the layers. Parameters, statistics and
+    what comes out are the same either way.
+
+    Args:
+        module: the network in whose place `part` makes layers.
+        part: reads no other array than these.
+    """
+    return nn.remat(part)(module, *arrays) if module.remat else part(module, *arrays)
+
+
 class Conv(nn.Module):
     """Square convolution; parameters ``kernel`` (K, K, C, features) and ``bias`` (features,), float32.
 

@@ -6,13 +6,14 @@ layers have the names that Keras gave them, `block1_conv1` to `block5_conv3`.
 """
 
 from collections.abc import Mapping
+from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from inpaint_jax import task
-from inpaint_jax.models.layers import Conv, ConvTranspose, dropout, normalisation
+from inpaint_jax.models.layers import Conv, ConvTranspose, dropout, normalisation, recomputed
 from inpaint_jax.models.resampling import halve_by_maximum
 from inpaint_jax.weight_files import CONVOLUTIONS, DEVIATION, MEAN, WIDTH_FACTORS
 
@@ -30,10 +31,12 @@ class VGG16(nn.Module):
     Attributes:
         width: features of the first block; 64 in the published network.
         dtype: compute type and type of the features; parameters are float32.
+        remat: gradients compute each block once more; see `layers.recomputed`.
     """
 
     width: int = 64
     dtype: jnp.dtype = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(self, pictures: jax.Array, blocks: int = 5, added: jax.Array | None = None) -> dict[str, jax.Array]:
@@ -48,22 +51,27 @@ class VGG16(nn.Module):
             `{"block1": (B, H, W, width), "block2": (B, H/2, W/2, 2 width), …}`: the last convolution of each block,
             after its ReLU.
         """
-        unknown = nn.initializers.constant(jnp.nan)
         mean, deviation = jnp.array(MEAN), jnp.array(DEVIATION)
         x = ((pictures - mean) / deviation).astype(self.dtype)
         features = {}
         for block in range(1, blocks + 1):
-            for layer in range(1, CONVOLUTIONS[block - 1] + 1):
-                name = f"block{block}_conv{layer}"
-                width = self.width * WIDTH_FACTORS[block - 1]
-                x = Conv(width, 3, padding=1, dtype=self.dtype, kernel_init=unknown, name=name)(x)
-                if name == "block1_conv1" and added is not None:
-                    x = x + added.astype(self.dtype)
-                x = nn.relu(x)
-            features[f"block{block}"] = x
-            if block < blocks:
-                x = halve_by_maximum(x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2])
+            more = (added,) if block == 1 and added is not None else ()
+            x = features[f"block{block}"] = recomputed(self, partial(VGG16._block, block=block), x, *more)
         return features
+
+    @nn.nowrap
+    def _block(self, x: jax.Array, *added: jax.Array, block: int) -> jax.Array:
+        unknown = nn.initializers.constant(jnp.nan)
+        if block > 1:
+            x = halve_by_maximum(x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2])
+        for layer in range(1, CONVOLUTIONS[block - 1] + 1):
+            width = self.width * WIDTH_FACTORS[block - 1]
+            name = f"block{block}_conv{layer}"
+            x = Conv(width, 3, padding=1, dtype=self.dtype, kernel_init=unknown, name=name)(x)
+            if layer == 1 and added:
+                x = x + added[0].astype(self.dtype)
+            x = nn.relu(x)
+        return x
 
 
 class VGGUNet(nn.Module):
@@ -85,6 +93,7 @@ class VGGUNet(nn.Module):
         dropout: rate in the three innermost levels of the decoder, in training alone.
         dtype: compute type; parameters and the output are float32.
         axis_name: mapped axis over which batch statistics are synchronised; None = none.
+        remat: gradients compute each level once more; see `layers.recomputed`.
     """
 
     picture_channels: int = 3
@@ -95,6 +104,7 @@ class VGGUNet(nn.Module):
     dropout: float = 0.0
     dtype: jnp.dtype = jnp.float32
     axis_name: str | None = None
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, dropout_keys: jax.Array | None = None) -> jax.Array:
@@ -121,23 +131,35 @@ class VGGUNet(nn.Module):
             )  # fmt: skip
             added = entry(others)
         picture = jnp.broadcast_to(task.to_unit_range(picture, self.value_range), (*picture.shape[:3], 3))
-        skips = list(VGG16(self.vgg_width, self.dtype, name="vgg")(picture, added=added).values())
+        skips = list(VGG16(self.vgg_width, self.dtype, self.remat, name="vgg")(picture, added=added).values())
         x = Conv(8 * self.width, 3, padding=1, dtype=self.dtype, kernel_init=_HE, name="bottleneck")(
             halve_by_maximum(skips[-1])
         )
         x = nn.relu(x)
-        for level, factor in reversed(list(enumerate(WIDTH_FACTORS))):
-            plain = self.norm == "none"
-            x = ConvTranspose(
-                self.width * factor, use_bias=plain, dtype=self.dtype, kernel_init=_HE, name=f"up{level}"
-            )(x)
-            if not plain:
-                x = normalisation(self.norm, self.dtype, self.axis_name, f"up{level}_norm")(x, not train)
-            if train and level >= 2:
-                x = dropout(x, self.dropout, dropout_keys, purpose=level)
-            x = jnp.concatenate([nn.relu(x), skips[level]], axis=-1)
-        x = Conv(3, 3, padding=1, dtype=self.dtype, name="out")(x)
+        for level in reversed(range(len(WIDTH_FACTORS))):
+            up = partial(VGGUNet._up, level=level, train=train)
+            # The concatenation is made where it is used, so that it need not be kept beside what it consists of.
+            beside = (skips[level + 1],) if level + 1 < len(WIDTH_FACTORS) else ()
+            x = recomputed(self, up, dropout_keys, x, *beside)
+        x = recomputed(self, VGGUNet._out, x, skips[0])
         return jnp.tanh(x.astype(jnp.float32))
+
+    @nn.nowrap
+    def _up(
+        self, dropout_keys: jax.Array | None, x: jax.Array, *beside: jax.Array, level: int, train: bool
+    ) -> jax.Array:
+        plain, features = self.norm == "none", self.width * WIDTH_FACTORS[level]
+        x = jnp.concatenate([x, *beside], axis=-1)
+        x = ConvTranspose(features, use_bias=plain, dtype=self.dtype, kernel_init=_HE, name=f"up{level}")(x)
+        if not plain:
+            x = normalisation(self.norm, self.dtype, self.axis_name, f"up{level}_norm")(x, not train)
+        if train and level >= 2:
+            x = dropout(x, self.dropout, dropout_keys, purpose=level)
+        return nn.relu(x)
+
+    @nn.nowrap
+    def _out(self, x: jax.Array, beside: jax.Array) -> jax.Array:
+        return Conv(3, 3, padding=1, dtype=self.dtype, name="out")(jnp.concatenate([x, beside], axis=-1))
 
 
 class VGGDiscriminator(nn.Module):
