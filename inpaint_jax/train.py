@@ -26,6 +26,7 @@ from inpaint_jax import (
     full_disk,
     guard,
     regimes,
+    remote_folder,
     run_folder,
     weights,
 )
@@ -51,11 +52,14 @@ def next_batch(batches: Iterator[dict], records: Records) -> dict:
     return batch
 
 
-def fit(run: Run, checkpoints: checkpoint.Checkpoints | None, preemption: Preemption, allow_changes: bool) -> bool:
+def fit(
+    run: Run, checkpoints: checkpoint.Checkpoints | None, preemption: Preemption, allow_changes: bool, url: str = ""
+) -> bool:
     """Trains to the end of the run; returns False if preempted, with a state to go on from.
 
     Args:
         checkpoints: None in all processes but the first.
+        url: place on an object store where each checkpoint is put with the rest of the run folder; "" = nowhere.
 
     Raises:
         FloatingPointError: the divergence guard ends the run.
@@ -65,6 +69,7 @@ def fit(run: Run, checkpoints: checkpoint.Checkpoints | None, preemption: Preemp
     state, regime = begin_together(run, checkpoints, allow_changes)
     step = int(state.step)
     train_steps: dict[str, Callable] = {}  # by phase: each is compiled once
+    kept = True  # what is saved lies at the URL too
     state, frozen = parallel.replicate(state), parallel.replicate(run.frozen)
     batches = batches_after(run, step, run.total_steps)
     records = Records(run, step)
@@ -82,7 +87,7 @@ def fit(run: Run, checkpoints: checkpoint.Checkpoints | None, preemption: Preemp
                 # Where a phase begins, its state has been saved. Compiling can take longer than a machine waits.
                 if checkpoints:
                     checkpoints.wait()
-                    preemption.nothing_to_save(not checkpoints.missing())
+                    preemption.nothing_to_save(kept and not checkpoints.missing())
             state, scalars = train_steps[phase](state, frozen, parallel.shard(next_batch(batches, records)))
             preemption.nothing_to_save(False)
             step += 1
@@ -102,6 +107,9 @@ def fit(run: Run, checkpoints: checkpoint.Checkpoints | None, preemption: Preemp
             state, regime = end_step(run, state, regime, actions, step)
             if saves and checkpoints:
                 save(run, checkpoints, records, state, regime, actions)
+                if url:
+                    checkpoints.wait()
+                    kept = remote_folder.keep_up(run.workdir, url)
             if regime.stopped and regimes.STOP not in actions:
                 log.info("step %d: the last phase has ended", step)
             if regimes.STOP in actions:
@@ -261,12 +269,13 @@ def validate(
 
 
 def run_training(
-    config: ml_collections.ConfigDict, name: str, workdir: Path, restart: bool, allow_changes: bool
+    config: ml_collections.ConfigDict, name: str, workdir: Path, restart: bool, allow_changes: bool, url: str = ""
 ) -> int:
     """Trains or goes on, then tests; returns the exit code, 0 finished or 75 preempted.
 
     Args:
         name: of the config, for the results, such as "unet_cosine:quick".
+        url: where the run lies on an object store, "" = nowhere; `workdir` is this machine's folder for it then.
         restart: start over, removing what an earlier run left in the folder.
         allow_changes: go on even though config, data or masks differ in what decides numbers.
 
@@ -277,7 +286,7 @@ def run_training(
     with distributed.ending_together():
         if jax.process_index() > 0:
             return follow(config, name, workdir)
-        return lead(config, name, workdir, restart, allow_changes)
+        return lead(config, name, workdir, restart, allow_changes, url)
 
 
 def follow(config: ml_collections.ConfigDict, name: str, workdir: Path) -> int:
@@ -306,9 +315,13 @@ def follow(config: ml_collections.ConfigDict, name: str, workdir: Path) -> int:
     return FINISHED if finished else PREEMPTED
 
 
-def lead(config: ml_collections.ConfigDict, name: str, workdir: Path, restart: bool, allow_changes: bool) -> int:
+def lead(
+    config: ml_collections.ConfigDict, name: str, workdir: Path, restart: bool, allow_changes: bool, url: str
+) -> int:
     """Trains as the only process or the first of several, and tests; arguments and result are `run_training`'s."""
     with run_folder.lock(workdir), Preemption() as preemption:
+        if url:
+            remote_folder.take_up(url, workdir, restart)
         run_folder.remove_unfinished(workdir)
         if not restart:
             check_config(config, workdir, allow_changes)
@@ -318,10 +331,12 @@ def lead(config: ml_collections.ConfigDict, name: str, workdir: Path, restart: b
         if restart:
             # Not before everything that can be wrong with the new run has been looked at.
             run_folder.remove_run(workdir)
+            if url:
+                remote_folder.keep_last(workdir, url)
         command_line.log_to_file(workdir / run_folder.LOG)
         checkpoints = checkpoint.Checkpoints(workdir / run_folder.CHECKPOINTS, config.keep_checkpoints)
         try:
-            if not fit(run, checkpoints, preemption, allow_changes):
+            if not fit(run, checkpoints, preemption, allow_changes, url):
                 distributed.leave()
                 return PREEMPTED
             if preemption.requested:
@@ -337,6 +352,8 @@ def lead(config: ml_collections.ConfigDict, name: str, workdir: Path, restart: b
                     f"the disk is full ({error}): the training is saved, and the results of the test could not be "
                     "written: make space, and run the same command again, which goes on with the test"
                 ) from error
+            if url:
+                remote_folder.keep_last(workdir, url)
             if jax.process_count() > 1:
                 distributed.say("tested", "")
                 distributed.leave()
