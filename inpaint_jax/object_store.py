@@ -73,14 +73,15 @@ def opened(url: str) -> Store:
 
 
 @contextlib.contextmanager
-def _asking(store: Store, name: str) -> Iterator[None]:
+def _asking(store: Store, name: str, *stays: type[Exception]) -> Iterator[None]:
     """Turns whatever the libraries of stores raise into StoreError: they let dozens of kinds through.
 
-    FileNotFoundError and FileExistsError stay, and errors of a full disk, which is this machine's own.
+    What stays is named, and errors of a full disk, which is this machine's own. FileNotFoundError is also said of a
+    bucket.
     """
     try:
         yield
-    except (FileNotFoundError, FileExistsError, MemoryError):
+    except (*stays, MemoryError):
         raise
     except Exception as error:
         if full_disk.is_full(error):
@@ -96,7 +97,7 @@ def put_bytes(store: Store, name: str, content: bytes, new: bool = False) -> Non
         new: FileExistsError where there is one of this name. S3 and Google's store decide that themselves, also
             between two that put it at the same moment.
     """
-    with _asking(store, name):
+    with _asking(store, name, FileExistsError):
         _make_parent(store, name)
         store.system.pipe_file(store.place(name), content, **({"mode": "create"} if new else {}))
 
@@ -116,13 +117,13 @@ def _make_parent(store: Store, name: str) -> None:
 
 def get_bytes(store: Store, name: str) -> bytes:
     """Returns the content of an object; FileNotFoundError if there is none."""
-    with _asking(store, name):
+    with _asking(store, name, FileNotFoundError):
         return store.system.cat_file(store.place(name))
 
 
 def get_file(store: Store, name: str, path: Path) -> None:
     """Writes the content of an object into a file; FileNotFoundError if there is none."""
-    with _asking(store, name):
+    with _asking(store, name, FileNotFoundError):
         store.system.get_file(store.place(name), os.fspath(path))
 
 
@@ -139,7 +140,7 @@ def remove(store: Store, names: Sequence[str]) -> None:
     """Deletes objects; those that are gone already are none the worse."""
 
     def one(name: str) -> None:
-        with _asking(store, name), contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError), _asking(store, name, FileNotFoundError):
             store.system.rm_file(store.place(name))
 
     each(one, names)

@@ -25,6 +25,7 @@ from inpaint_jax import (
     evaluate,
     full_disk,
     guard,
+    object_store,
     regimes,
     remote_folder,
     run_folder,
@@ -300,11 +301,13 @@ def follow(config: ml_collections.ConfigDict, name: str, workdir: Path) -> int:
         handler.setLevel(logging.WARNING)  # the first says what there is to say
     with tempfile.TemporaryDirectory() as scratch, Preemption() as preemption:
         own_folder = Path(scratch)
-        # When the first has read all pictures, its list of checked ones spares this one the same, on a shared disk.
-        distributed.hear("assembled")
+        # When the first has read all pictures, its list of checked ones spares this one the same.
+        checked = json.loads(distributed.hear_long("assembled"))
         for part in (run_folder.DATA, run_folder.MASKS):
-            if (workdir / part).is_dir():
+            if (workdir / part).is_dir():  # on a shared disk
                 shutil.copytree(workdir / part, own_folder / part)
+        for file, text in checked.items():
+            run_folder.write_text(own_folder / run_folder.DATA / file, text)
         own = copy.deepcopy(config)
         own.wandb.project = ""
         run = dataclasses.replace(assemble(config, name, own_folder, trains=False), config=own)
@@ -327,7 +330,7 @@ def lead(
             check_config(config, workdir, allow_changes)
         run = assemble(config, name, workdir)
         if jax.process_count() > 1:
-            distributed.say("assembled", "")
+            distributed.say_long("assembled", json.dumps(checked_pictures(config, workdir)))
         if restart:
             # Not before everything that can be wrong with the new run has been looked at.
             run_folder.remove_run(workdir)
@@ -368,6 +371,16 @@ def lead(
         finally:
             checkpoints.close()
     return FINISHED
+
+
+def checked_pictures(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, str]:
+    """Returns the lists of checked pictures that other processes may rely on: of an object store, file name -> text.
+
+    They are valid wherever the pictures are read from there, as those of a folder are on its own machine alone.
+    """
+    if not object_store.is_url(config.data.path):
+        return {}
+    return {path.name: path.read_text() for path in sorted((workdir / run_folder.DATA).glob("*.json"))}
 
 
 def trained_generator(run: Run, checkpoints: checkpoint.Checkpoints) -> tuple[int, dict]:

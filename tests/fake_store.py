@@ -1,10 +1,10 @@
 """An object store in a folder, `fake://`: what stores cannot do it refuses, and it fails or dies at a given operation.
 
-    FAKE_STORE=FOLDER [FAKE_FAULT=die:17] python tests/fake_store.py main OPTIONS OF launch/main.py
+    FAKE_STORE=FOLDER [FAKE_FAULT=die:put:17] python tests/fake_store.py main OPTIONS OF launch/main.py
 
-There are objects alone and no folders; an object is there whole or not at all, and never grows. `die:17` kills the
-process before its 17th operation has done anything, `die_after:17` after it has done all; `fail:3:9` lets operations 3
-to 9 fail as a broken connection does.
+There are objects alone and no folders; an object is there whole or not at all, and never grows. `die:put:17` kills the
+process before its 17th put has done anything, `die_after:put:17` after it has done all; `fail:any:3:9` lets operations
+3 to 9 fail as a broken connection does; at `term:put:17` the process is told to end. Nobody waits between tries.
 """
 
 import os
@@ -19,17 +19,28 @@ from pathlib import Path
 
 import fsspec
 
+from inpaint_jax import object_store
+
 ROOT = Path(__file__).parents[1]
 
 
 def fault_of(text: str) -> Callable[[int, str, bool], None]:
     """Returns what is done at each operation: (its number from 1, its name, whether it has been done) -> None."""
-    kind, *numbers = text.split(":")
+    kind, wanted, *numbers = text.split(":")
     first, last = int(numbers[0]), int(numbers[-1])
+    seen: list[str] = []
+    counting = threading.Lock()
 
     def fault(number: int, name: str, done: bool) -> None:
+        if wanted not in ("any", name):
+            return
+        with counting:
+            seen.extend([] if done else [name])
+            number = len(seen)
         if kind.startswith("die") and number == first and done == (kind == "die_after"):
             os.kill(os.getpid(), signal.SIGKILL)
+        if kind == "term" and number == first and not done:
+            os.kill(os.getpid(), signal.SIGTERM)
         if kind == "fail" and first <= number <= last and not done:
             raise ConnectionResetError("the connection is broken")
 
@@ -127,6 +138,7 @@ def register() -> None:
 
 def _main() -> None:
     register()
+    object_store.WAITS = (0.0, 0.0)
     if os.environ.get("FAKE_FAULT"):
         FakeStore.fault = staticmethod(fault_of(os.environ["FAKE_FAULT"]))
     program = str(ROOT / "launch" / f"{sys.argv[1]}.py")

@@ -11,7 +11,7 @@ from pathlib import Path
 import fake_store
 import pytest
 
-from inpaint_jax import object_store, remote_folder
+from inpaint_jax import object_store, remote_folder, snapshots
 
 URL = "fake://bucket/runs/one"
 
@@ -45,7 +45,7 @@ def content(folder: Path) -> dict[str, str]:
 def fetched(folder: Path) -> dict[str, str]:
     """What a machine that was never used finds."""
     shutil.rmtree(folder, ignore_errors=True)
-    remote_folder.fetch(URL, folder)
+    snapshots.fetch(URL, folder)
     return content(folder)
 
 
@@ -71,11 +71,11 @@ def test_what_is_put_is_fetched_and_only_what_is_new_is_sent(store, tmp_path):
     run = tmp_path / "run"
     write(run, FIRST)
     write(run, {".metrics.jsonl.tmp": "half", "checkpoints/last/step_9.orbax-checkpoint-tmp/a": "half", ".lock": ""})
-    remote_folder.publish(run, URL)
+    snapshots.publish(run, URL)
     assert fetched(tmp_path / "other") == FIRST
     change(run)
     fake_store.FakeStore.calls.clear()
-    remote_folder.publish(run, URL)
+    snapshots.publish(run, URL)
     calls = fake_store.FakeStore.calls
     assert calls.count("put") == 3  # rows, checkpoint, index
     assert fetched(tmp_path / "other") == SECOND
@@ -86,7 +86,7 @@ def test_what_is_put_is_fetched_and_only_what_is_new_is_sent(store, tmp_path):
 def test_a_folder_becomes_exactly_the_snapshot(store, tmp_path):
     run, other = tmp_path / "run", tmp_path / "other"
     write(run, FIRST)
-    remote_folder.publish(run, URL)
+    snapshots.publish(run, URL)
     write(
         other,
         {"log.txt": "y", "test/results.json": "{}", "checkpoints/last/step_7/a": "?", "metrics.jsonl": "1\n"},
@@ -95,7 +95,7 @@ def test_a_folder_becomes_exactly_the_snapshot(store, tmp_path):
     (tmp_path / "precious").mkdir()
     write(tmp_path / "precious", {"kept": "kept"})
     (other / "samples").symlink_to(tmp_path / "precious")
-    assert remote_folder.fetch(URL, other)
+    assert snapshots.fetch(URL, other)
     assert content(other) == FIRST
     assert not (other / "empty").exists()
     assert content(tmp_path / "precious") == {"kept": "kept"}
@@ -108,7 +108,7 @@ def test_a_death_at_any_operation_leaves_one_of_two_snapshots(store, tmp_path, m
         run = tmp_path / f"run{number}"
         shutil.rmtree(store, ignore_errors=True)
         write(run, FIRST)
-        remote_folder.publish(run, URL)
+        snapshots.publish(run, URL)
         change(run)
 
         def die(call, name, done, number=number):
@@ -117,7 +117,7 @@ def test_a_death_at_any_operation_leaves_one_of_two_snapshots(store, tmp_path, m
 
         fault(monkeypatch, die)
         try:
-            remote_folder.publish(run, URL)
+            snapshots.publish(run, URL)
         except DeathError:
             pass
         else:
@@ -130,7 +130,7 @@ def test_a_death_at_any_operation_leaves_one_of_two_snapshots(store, tmp_path, m
         # A new machine goes on from there, and in the end nothing is left over.
         remote_folder.take_up(URL, tmp_path / "other")
         change(tmp_path / "other") if found == FIRST else None
-        remote_folder.publish(tmp_path / "other", URL)
+        snapshots.publish(tmp_path / "other", URL)
         assert fetched(tmp_path / "third") == SECOND
         assert len([path for path in store.rglob("*") if path.is_file()]) == len(SECOND) + 1
     assert seen == sorted(seen)
@@ -142,7 +142,7 @@ def test_the_same_machine_goes_on_without_a_download_and_another_takes_the_snaps
     run, other = tmp_path / "run", tmp_path / "other"
     remote_folder.take_up(URL, run)
     write(run, FIRST)
-    remote_folder.publish(run, URL)
+    snapshots.publish(run, URL)
     change(run)  # and killed before it is put
     fake_store.FakeStore.calls.clear()
     remote_folder.take_up(URL, run)
@@ -151,7 +151,7 @@ def test_the_same_machine_goes_on_without_a_download_and_another_takes_the_snaps
     remote_folder.take_up(URL, other)
     assert content(other) == FIRST
     write(other, {"log.txt": "of the other"})
-    remote_folder.publish(other, URL)
+    snapshots.publish(other, URL)
     remote_folder.take_up(URL, run)
     assert content(run) == FIRST | {"log.txt": "of the other"}
     assert "was gone on with elsewhere, to snapshot 3: what this machine had since snapshot 2 goes" in caplog.text
@@ -160,7 +160,7 @@ def test_the_same_machine_goes_on_without_a_download_and_another_takes_the_snaps
 def test_a_folder_that_was_emptied_is_fetched_anew(store, tmp_path):
     run = tmp_path / "run"
     write(run, FIRST)
-    remote_folder.publish(run, URL)
+    snapshots.publish(run, URL)
     shutil.rmtree(run)
     remote_folder.take_up(URL, run)
     assert content(run) == FIRST
@@ -172,11 +172,11 @@ def test_of_two_runs_in_one_place_the_second_ends_and_overwrites_nothing(store, 
     remote_folder.take_up(URL, two)
     write(one, {"log.txt": "one"})
     write(two, {"log.txt": "two"})
-    remote_folder.publish(one, URL)
+    snapshots.publish(one, URL)
     with pytest.raises(
         ValueError, match=r"another run has put snapshot 2 to fake://bucket/runs/one.* nothing of it was"
     ):
-        remote_folder.publish(two, URL)
+        snapshots.publish(two, URL)
     assert fetched(tmp_path / "other") == {"log.txt": "one"}
     # At the very same moment: both have looked, and neither has put its index.
     remote_folder.take_up(URL, two)
@@ -185,19 +185,19 @@ def test_of_two_runs_in_one_place_the_second_ends_and_overwrites_nothing(store, 
         if name == "put" and not done:
             fault(monkeypatch, None)
             write(one, {"log.txt": "one again"})
-            remote_folder.publish(one, URL)
+            snapshots.publish(one, URL)
 
     write(two, {"log.txt": "two again"})
     fault(monkeypatch, meanwhile)
     with pytest.raises(ValueError, match="another run has put snapshot 3"):
-        remote_folder.publish(two, URL)
+        snapshots.publish(two, URL)
     assert fetched(tmp_path / "other") == {"log.txt": "one again"}
 
 
 def test_a_run_that_was_deleted_from_the_store_does_not_come_back_by_itself(store, tmp_path):
     run = tmp_path / "run"
     write(run, {"log.txt": "x"})
-    remote_folder.publish(run, URL)
+    snapshots.publish(run, URL)
     shutil.rmtree(store)
     with pytest.raises(ValueError, match=r"is gone from there.*run, is left as it is: start over with --restart"):
         remote_folder.take_up(URL, run)
@@ -212,13 +212,13 @@ def test_a_network_that_fails_is_tried_again_and_then_warned_of(store, tmp_path,
     for first, last, kept in ((2, 2, True), (3, 3, True), (1, 1000, False)):
         write(run, {"log.txt": f"{last}"})
         before = fetched(tmp_path / "other")
-        fault(monkeypatch, fake_store.fault_of(f"fail:{first}:{last}"))
+        fault(monkeypatch, fake_store.fault_of(f"fail:any:{first}:{last}"))
         assert remote_folder.keep_up(run, URL) is kept
         fault(monkeypatch, None)
         assert fetched(tmp_path / "other") == (content(run) if kept else before)
     assert "the connection is broken: trying again in" in caplog.text
     assert f"{URL} has an older snapshot; it is tried again at the next checkpoint" in caplog.text
-    fault(monkeypatch, fake_store.fault_of("fail:1:1000"))
+    fault(monkeypatch, fake_store.fault_of("fail:any:1:1000"))
     with pytest.raises(ValueError, match=r"run alone, and fake://.* has an older snapshot: mend the access"):
         remote_folder.keep_last(run, URL)
     fault(monkeypatch, None)
@@ -236,18 +236,18 @@ def test_an_answer_that_is_lost_is_no_conflict(store, tmp_path, monkeypatch):
             raise ConnectionResetError("no answer")
 
     fault(monkeypatch, lost)
-    remote_folder.publish(run, URL)
+    snapshots.publish(run, URL)
     assert fake_store.FakeStore.calls[:3] == ["list", "put", "put"]
     fault(monkeypatch, None)
     write(run, {"log.txt": "y"})
-    remote_folder.publish(run, URL)
+    snapshots.publish(run, URL)
     assert fetched(tmp_path / "other") == {"log.txt": "y"}
 
 
 def test_a_flipped_byte_is_named(store, tmp_path, caplog):
     run = tmp_path / "run"
     write(run, FIRST)
-    remote_folder.publish(run, URL)
+    snapshots.publish(run, URL)
     for name in ("metrics", "a"):
         (path,) = store.rglob(f"{name}.1-*")
         whole = path.read_bytes()
@@ -256,7 +256,7 @@ def test_a_flipped_byte_is_named(store, tmp_path, caplog):
             with pytest.raises(
                 ValueError, match=r"fake://.*/files/metrics\.1-[0-9a-f]{16}\.jsonl is damaged or missing"
             ):
-                remote_folder.fetch(URL, tmp_path / "other")
+                snapshots.fetch(URL, tmp_path / "other")
             # The run is refused, and a later start does not take the part that was fetched for a run.
             with pytest.raises(ValueError, match="is damaged or missing"):
                 remote_folder.take_up(URL, tmp_path / "other")
@@ -266,14 +266,14 @@ def test_a_flipped_byte_is_named(store, tmp_path, caplog):
     remote_folder.take_up(URL, tmp_path / "other")
     assert "files/checkpoints/last/step_1/a.1-" in caplog.text
     assert "the checkpoint that it belongs to is not used" in caplog.text
-    remote_folder.publish(tmp_path / "other", URL)
+    snapshots.publish(tmp_path / "other", URL)
     assert fetched(tmp_path / "third") == FIRST | {"checkpoints/last/step_1/a": "@"}
 
 
 def test_a_damaged_index_is_named(store, tmp_path):
     run = tmp_path / "run"
     write(run, {"log.txt": "x"})
-    remote_folder.publish(run, URL)
+    snapshots.publish(run, URL)
     (path,) = (store / "index").iterdir()
     whole, moments = path.read_bytes(), random.Random(3)
     for _ in range(30):
@@ -281,20 +281,20 @@ def test_a_damaged_index_is_named(store, tmp_path):
         damaged[moments.randrange(len(whole))] ^= 1 << moments.randrange(7)
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=r"fake://.*/index/00000001\.json is damaged"):
-            remote_folder.fetch(URL, tmp_path / "other")
+            snapshots.fetch(URL, tmp_path / "other")
     assert content(tmp_path / "other") == {} if (tmp_path / "other").exists() else True
 
 
 @pytest.mark.parametrize("name", ["../outside", "/outside", "a/../../outside", "a//b", "./a", "", ".lock", "a\0b"])
 def test_names_that_leave_the_folder_are_refused(store, tmp_path, name):
     write(tmp_path / "run", {"log.txt": "x"})
-    remote_folder.publish(tmp_path / "run", URL)
+    snapshots.publish(tmp_path / "run", URL)
     (path,) = (store / "index").iterdir()
     index = json.loads(path.read_text())
-    hostile = remote_folder._sealed(1, index["writer"], {name: index["files"]["log.txt"]})
+    hostile = snapshots._sealed(1, index["writer"], {name: index["files"]["log.txt"]})
     path.write_text(json.dumps(hostile))
     with pytest.raises(ValueError, match="which is no place inside a run folder"):
-        remote_folder.fetch(URL, tmp_path / "inside" / "folder")
+        snapshots.fetch(URL, tmp_path / "inside" / "folder")
     assert not (tmp_path / "inside").exists()
 
 
@@ -303,14 +303,14 @@ def test_what_others_keep_below_the_url_stays(store, tmp_path):
     run = tmp_path / "run"
     for text in "xy":
         write(run, {"log.txt": text})
-        remote_folder.publish(run, URL)
+        snapshots.publish(run, URL)
     others = {name: text for name, text in content(store).items() if text == "mine"}
     assert set(others) == {"notes.txt", "files/notes.txt", "index/notes.json"}
 
 
 def test_large_files_and_a_log_that_grows_meanwhile(store, tmp_path, monkeypatch):
     run = tmp_path / "run"
-    monkeypatch.setattr(remote_folder, "_READ_WHOLE", 8)
+    monkeypatch.setattr(snapshots, "_READ_WHOLE", 8)
     write(run, {"weights": "w" * 100, "log.txt": "long " * 10})
     grown = []
 
@@ -321,9 +321,45 @@ def test_large_files_and_a_log_that_grows_meanwhile(store, tmp_path, monkeypatch
                 file.write("more")
 
     fault(monkeypatch, grow)
-    remote_folder.publish(run, URL)
+    snapshots.publish(run, URL)
     fault(monkeypatch, None)
     assert fetched(tmp_path / "other") == content(run)
+
+
+def test_a_run_that_was_removed_meanwhile_is_not_put_again(store, tmp_path):
+    run = tmp_path / "run"
+    write(run, {"log.txt": "x"})
+    snapshots.publish(run, URL)
+    shutil.rmtree(store)
+    with pytest.raises(ValueError, match=r"the run at fake://bucket/runs/one has gone from there"):
+        snapshots.publish(run, URL)
+
+
+def test_others_read_a_copy_of_what_they_need(store, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    run = tmp_path / "run"
+    write(run, FIRST | {"generator/config.json": "{}"})
+    snapshots.publish(run, URL)
+    whole = remote_folder.local(URL)
+    assert content(whole) == content(run)
+    copy = remote_folder.local(f"{URL}/", without=("checkpoints",))
+    assert set(content(copy)) == set(content(run)) - {"checkpoints/last/step_1/a"}
+    inner = remote_folder.local(f"{URL}/generator", without=("checkpoints",))
+    assert content(inner) == {"config.json": "{}"}
+    for url in ("fake://bucket/runs/two", "fake://bucket/two", "fake://bucket"):
+        with pytest.raises(ValueError, match=rf"there is no run at {url}"):
+            remote_folder.local(url)
+    assert remote_folder.local(str(run)) == run
+
+    def meanwhile(call, name, done):  # the snapshot that is read is replaced
+        if name == "get" and done:
+            fault(monkeypatch, None)
+            change(run)
+            snapshots.publish(run, URL)
+
+    fault(monkeypatch, meanwhile)
+    shutil.rmtree(tmp_path / "cache")
+    assert content(remote_folder.local(URL)) == SECOND | {"generator/config.json": "{}"}
 
 
 @pytest.mark.parametrize(
