@@ -194,10 +194,9 @@ def test_masks_come_from_a_store_too(store, data_dir):
 
 
 def test_an_option_that_takes_a_folder_refuses_a_url():
-    for command, option in (("experiment", "--root"), ("inpaint", "--out"), ("evaluate", "--save_masks")):
-        ran = forked_commands.run(command, ROOT, f"{option}=gs://bucket/x", environment={**os.environ})
-        assert ran.returncode == 2
-        assert f"error: {option}=gs://bucket/x is a place on an object store: give a folder or file" in ran.stderr
+    ran = forked_commands.run("experiment", ROOT, "--root=gs://bucket/x", environment={**os.environ})
+    assert ran.returncode == 2
+    assert "error: --root=gs://bucket/x is a place on an object store: give a folder or file" in ran.stderr
     ran = forked_commands.run("replay", ROOT, "gs://bucket/x", "--step=1", environment={**os.environ})
     assert ran.returncode == 2
     assert "gs://bucket/x is only read here: give --out" in ran.stderr

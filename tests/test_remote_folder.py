@@ -298,6 +298,34 @@ def test_names_that_leave_the_folder_are_refused(store, tmp_path, name):
     assert not (tmp_path / "inside").exists()
 
 
+def test_a_slow_end_of_one_run_takes_nothing_from_a_later_one(store, tmp_path, monkeypatch):
+    """What another machine is putting, from this snapshot on, is not named by any index yet."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    write(one, {"log.txt": "one"})
+
+    def meanwhile(call, name, done):
+        if name == "list" and call == 4 and not done:  # the index is put, and what is old is about to be looked for
+            fault(monkeypatch, die)
+            snapshots.fetch(URL, two)
+            write(two, {"log.txt": "two"})
+            with pytest.raises(DeathError):
+                snapshots.publish(two, URL)
+            fault(monkeypatch, None)
+
+    def die(call, name, done):
+        if name == "put" and call == 7:  # its index
+            raise DeathError
+
+    fault(monkeypatch, meanwhile)
+    snapshots.publish(one, URL)
+    assert len(list((store / "files").iterdir())) == 2
+    # It is taken away in the end, since no index came to name it.
+    for text in "ab":
+        write(one, {"log.txt": text})
+        snapshots.publish(one, URL)
+    assert len(list((store / "files").iterdir())) == 1
+
+
 def test_what_others_keep_below_the_url_stays(store, tmp_path):
     write(store, {"notes.txt": "mine", "files/notes.txt": "mine", "index/notes.json": "mine"})
     run = tmp_path / "run"
