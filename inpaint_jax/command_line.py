@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import ml_collections
 from absl import flags
 
-from inpaint_jax import full_disk
+from inpaint_jax import full_disk, object_store
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,7 +28,7 @@ USERS_ERRORS = (ValueError, OSError, FloatingPointError)  # what the user is to 
 CONFIG_FILE_ERRORS = (AttributeError, LookupError, TypeError, ValueError, SyntaxError, ImportError, NameError)
 
 
-def run(main: Callable[..., int], usage: str, arguments: bool = False) -> None:
+def run(main: Callable[..., int], usage: str, arguments: bool = False, urls: Sequence[str] = ()) -> None:
     """Parses the flags, calls `main`, and exits with its code, or with 1 or 2 and one clear message.
 
     Args:
@@ -36,6 +36,7 @@ def run(main: Callable[..., int], usage: str, arguments: bool = False) -> None:
             printed without a traceback (which goes to the log file where there is one).
         usage: the command's docstring, shown by --help.
         arguments: call `main` with the list of what stands on the command line beside options; False: refuse it.
+        urls: options that take a place on an object store, such as gs://bucket/run; "" = the arguments.
     """
     if {"--help", "-h", "-help"} & set(sys.argv[1:]):
         own = flags.FLAGS.get_key_flags_for_module(sys.argv[0])
@@ -56,6 +57,7 @@ def run(main: Callable[..., int], usage: str, arguments: bool = False) -> None:
         _fail(ValueError(f"the config file, or a field set on the command line, is wrong ({error}): mend it"), USAGE)
     if len(rest) > 1 and not arguments:
         _fail(ValueError(f"unexpected argument {rest[1]!r}: options start with --"), USAGE)
+    _refuse_urls(rest[1:], urls)
     _show_log_lines()
     try:
         code = main(rest[1:]) if arguments else main()
@@ -67,6 +69,18 @@ def run(main: Callable[..., int], usage: str, arguments: bool = False) -> None:
     except KeyboardInterrupt:
         _fail(KeyboardInterrupt("interrupted"), INTERRUPTED)
     sys.exit(code)
+
+
+def _refuse_urls(rest: Sequence[str], urls: Sequence[str]) -> None:
+    """Ends the command where a folder is needed and a URL is given: as a path it would be a strange folder here."""
+    given = {flag.name: flag.value for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])}
+    for name, value in {**given, "": list(rest)}.items():
+        for text in value if isinstance(value, list) else [value]:
+            if name not in urls and object_store.is_url(text):
+                option = f"--{name}={text}" if name else text
+                _fail(
+                    ValueError(f"{option} is a place on an object store: give a folder or file of this machine"), USAGE
+                )
 
 
 def _default(flag: flags.Flag) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from inpaint_jax import image_files, inference, relight, weights
+from inpaint_jax import image_files, inference, relight, remote_folder, weights
 from inpaint_jax.data import bundled_photos, procedural_normals
 
 UPLOAD_BYTES = 20 << 20
@@ -32,14 +32,14 @@ def models_for(flag_values: Sequence[str]) -> dict[str, Path]:
     """Returns the models to offer, name -> folder; the first is the default.
 
     Args:
-        flag_values: the folders given by --model: run folders, or the generator/ folders in them; none: those that come
-            along.
+        flag_values: the folders given by --model: run folders, or the generator/ folders in them, or URLs; none: those
+            that come along.
     """
     if not flag_values:
         return weights.shipped_generators()
     models = {}
-    for folder in map(Path, flag_values):
-        whole = folder.absolute()
+    for given in flag_values:
+        folder, whole = remote_folder.local(given, remote_folder.NOT_OF_A_MODEL), Path(given).absolute()
         name = base = whole.parent.name if whole.name == "generator" else whole.name
         number = 1
         while name in models:

@@ -3,6 +3,7 @@
 Process 0 alone writes the run folder. The others do what it does on their devices, and are told what it reads.
 """
 
+import base64
 import contextlib
 import logging
 import os
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 import traceback
+import zlib
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
@@ -25,6 +27,7 @@ log = logging.getLogger("inpaint_jax")
 # A process that has died without closing its connections is missed after so many seconds.
 HEARTBEAT_SECONDS = 20
 _FAILED = "inpaint_jax/failed"
+_PIECE = 1 << 20  # characters of a message
 # Of XLA's errors, those that another start would come to again.
 _OWN_ERRORS = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED", "NOT_FOUND")
 # Of schedulers that start several processes: how many there are. JAX finds the rest by itself.
@@ -78,6 +81,21 @@ def _initialize(*place: str | int, **options: str) -> None:
 def say(name: str, text: str) -> None:
     """Tells the other processes something; each name is used once."""
     multihost.get_jax_distributed_client().key_value_set(f"inpaint_jax/{name}", text)
+
+
+def say_long(name: str, text: str) -> None:
+    """Tells the other processes a text of any length, in pieces; see `hear_long`."""
+    packed = base64.b64encode(zlib.compress(text.encode())).decode()
+    pieces = [packed[start : start + _PIECE] for start in range(0, len(packed), _PIECE)]
+    for number, piece in enumerate(pieces):
+        say(f"{name} {number}", piece)
+    say(name, str(len(pieces)))
+
+
+def hear_long(name: str) -> str:
+    """Waits for what another process says with `say_long`; errors as of `hear`."""
+    pieces = [hear(f"{name} {number}") for number in range(int(hear(name)))]
+    return zlib.decompress(base64.b64decode("".join(pieces))).decode()
 
 
 def hear(name: str) -> str:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from inpaint_jax import fills, models, task, weights
+from inpaint_jax import fills, models, remote_folder, task, weights
 
 OVERLAP = 0.5  # share of a tile that the next one covers again
 # Holes wider than this share of a tile are filled from a downscaled picture first: a tile must see what is around.
@@ -96,12 +96,12 @@ class Inpainter:
 
     @classmethod
     def load(cls, folder: str | Path) -> "Inpainter":
-        """Loads a generator folder or a run folder.
+        """Loads a generator folder or a run folder; a place on an object store, such as gs://bucket/run, too.
 
         Raises:
             ValueError: no generator there, or a damaged one.
         """
-        return cls(*weights.load_generator(Path(folder)))
+        return cls(*weights.load_generator(remote_folder.local(folder, remote_folder.NOT_OF_A_MODEL)))
 
     def __call__(self, image: np.ndarray, mask: np.ndarray, *, wrap: bool = False, blend: str = "none") -> np.ndarray:
         """Returns the picture with its hole filled, known pixels byte-identical.

@@ -25,7 +25,9 @@ from inpaint_jax import (
     evaluate,
     full_disk,
     guard,
+    object_store,
     regimes,
+    remote_folder,
     run_folder,
     starts,
 )
@@ -57,12 +59,14 @@ def fit(
     preemption: Preemption,
     allow_changes: bool,
     start: starts.Start,
+    url: str = "",
 ) -> bool:
     """Trains to the end of the run; returns False if preempted, with a state to go on from.
 
     Args:
         checkpoints: None in all processes but the first.
         start: is told how far this process comes.
+        url: place on an object store where each checkpoint is put with the rest of the run folder; "" = nowhere.
 
     Raises:
         FloatingPointError: the divergence guard ends the run.
@@ -73,6 +77,7 @@ def fit(
     step = int(state.step)
     start.goes_on_from(step)
     train_steps: dict[str, Callable] = {}  # by phase: each is compiled once
+    kept = True  # what is saved lies at the URL too
     state, frozen = parallel.replicate(state), parallel.replicate(run.frozen)
     batches = batches_after(run, step, run.total_steps)
     records = Records(run, step)
@@ -90,7 +95,7 @@ def fit(
                 # Where a phase begins, its state has been saved. Compiling can take longer than a machine waits.
                 if checkpoints:
                     checkpoints.wait()
-                    preemption.nothing_to_save(not checkpoints.missing())
+                    preemption.nothing_to_save(kept and not checkpoints.missing())
             state, scalars = train_steps[phase](state, frozen, parallel.shard(next_batch(batches, records)))
             preemption.nothing_to_save(False)
             step += 1
@@ -113,6 +118,9 @@ def fit(
             if saves and checkpoints:
                 with start.saving():
                     save(run, checkpoints, records, state, regime, actions)
+                    if url:
+                        checkpoints.wait()
+                        kept = remote_folder.keep_up(run.workdir, url)
             if regime.stopped and regimes.STOP not in actions:
                 log.info("step %d: the last phase has ended", step)
             if regimes.STOP in actions:
@@ -277,11 +285,13 @@ def run_training(
     restart: bool,
     allow_changes: bool,
     began: float | None = None,
+    url: str = "",
 ) -> int:
     """Trains or goes on, then tests; returns the exit code, 0 finished or 75 preempted.
 
     Args:
         name: of the config, for the results, such as "unet_cosine:quick".
+        url: where the run lies on an object store, "" = nowhere; `workdir` is this machine's folder for it then.
         restart: start over, removing what an earlier run left in the folder.
         allow_changes: go on even though config, data or masks differ in what decides numbers.
         began: seconds since the epoch at which the process began, for the ledger of starts; default now.
@@ -293,7 +303,7 @@ def run_training(
     with distributed.ending_together():
         if jax.process_index() > 0:
             return follow(config, name, workdir)
-        return lead(config, name, workdir, restart, allow_changes, began)
+        return lead(config, name, workdir, restart, allow_changes, began, url)
 
 
 def follow(config: ml_collections.ConfigDict, name: str, workdir: Path) -> int:
@@ -307,11 +317,13 @@ def follow(config: ml_collections.ConfigDict, name: str, workdir: Path) -> int:
         handler.setLevel(logging.WARNING)  # the first says what there is to say
     with tempfile.TemporaryDirectory() as scratch, Preemption() as preemption:
         own_folder = Path(scratch)
-        # When the first has read all pictures, its list of checked ones spares this one the same, on a shared disk.
-        distributed.hear("assembled")
+        # When the first has read all pictures, its list of checked ones spares this one the same.
+        checked = json.loads(distributed.hear_long("assembled"))
         for part in (run_folder.DATA, run_folder.MASKS):
-            if (workdir / part).is_dir():
+            if (workdir / part).is_dir():  # on a shared disk
                 shutil.copytree(workdir / part, own_folder / part)
+        for file, text in checked.items():
+            run_folder.write_text(own_folder / run_folder.DATA / file, text)
         own = copy.deepcopy(config)
         own.wandb.project = ""
         run = dataclasses.replace(assemble(config, name, own_folder, trains=False), config=own)
@@ -330,10 +342,13 @@ def lead(
     restart: bool,
     allow_changes: bool,
     began: float | None,
+    url: str,
 ) -> int:
     """Trains as the only process or the first of several, and tests; arguments and result are `run_training`'s."""
     with run_folder.lock(workdir), Preemption() as preemption, starts.Start(workdir, began) as start:
         preemption.leaving = lambda: start.end(starts.PREEMPTED)
+        if url:
+            remote_folder.take_up(url, workdir, restart)
         run_folder.remove_unfinished(workdir)
         if not restart:
             check_config(config, workdir, allow_changes)
@@ -342,15 +357,20 @@ def lead(
                 start.begin()
         run = assemble(config, name, workdir)
         if jax.process_count() > 1:
-            distributed.say("assembled", "")
+            distributed.say_long("assembled", json.dumps(checked_pictures(config, workdir)))
         if restart:
             # Not before everything that can be wrong with the new run has been looked at.
             run_folder.remove_run(workdir)
+            if url:
+                remote_folder.keep_last(workdir, url)
         start.begin()
         command_line.log_to_file(workdir / run_folder.LOG)
         checkpoints = checkpoint.Checkpoints(workdir / run_folder.CHECKPOINTS, config.keep_checkpoints)
         try:
-            if not fit(run, checkpoints, preemption, allow_changes, start):
+            if not fit(run, checkpoints, preemption, allow_changes, start, url):
+                start.end(starts.PREEMPTED)
+                if url:
+                    remote_folder.keep_up(workdir, url)
                 distributed.leave()
                 return PREEMPTED
             if preemption.requested:
@@ -366,6 +386,8 @@ def lead(
                     f"the disk is full ({error}): the training is saved, and the results of the test could not be "
                     "written: make space, and run the same command again, which goes on with the test"
                 ) from error
+            if url:
+                remote_folder.keep_last(workdir, url)
             if jax.process_count() > 1:
                 distributed.say("tested", "")
                 distributed.leave()
@@ -380,3 +402,13 @@ def lead(
         finally:
             checkpoints.close()
     return FINISHED
+
+
+def checked_pictures(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, str]:
+    """Returns the lists of checked pictures that other processes may rely on: of an object store, file name -> text.
+
+    They are valid wherever the pictures are read from there, as those of a folder are on its own machine alone.
+    """
+    if not object_store.is_url(config.data.path):
+        return {}
+    return {path.name: path.read_text() for path in sorted((workdir / run_folder.DATA).glob("*.json"))}

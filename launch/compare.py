@@ -26,9 +26,10 @@ def _main(folders: list[str]) -> int:
     if not folders:
         raise flags.ValidationError("give the folders of runs, or a folder with runs in it; --help shows how")
     command_line.prepare_jax()
-    from inpaint_jax import compare, compare_page
+    from inpaint_jax import compare, compare_page, remote_folder
 
-    runs = compare.find_runs([Path(folder) for folder in folders], _SKIP.value)
+    local = [remote_folder.local(folder, remote_folder.NOT_OF_RESULTS) for folder in folders]
+    runs = compare.find_runs(local, _SKIP.value)
     compare.check_comparable(runs)
     rows = compare_page.write_comparison(compare.group_runs(runs), Path(_OUT.value), _HTML.value)
     print(compare.text_table(rows))
@@ -37,4 +38,4 @@ def _main(folders: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    command_line.run(_main, __doc__, arguments=True)
+    command_line.run(_main, __doc__, arguments=True, urls=[""])

@@ -29,4 +29,4 @@ def _main() -> int:
 
 
 if __name__ == "__main__":
-    command_line.run(_main, __doc__)
+    command_line.run(_main, __doc__, urls=["model"])

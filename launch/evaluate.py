@@ -44,12 +44,16 @@ flags.register_multi_flags_validator(
 
 
 def _main() -> int:
-    model, images, out = (Path(command_line.require(flag)) for flag in (_MODEL, _IMAGES, _OUT))
+    model, images, out = (command_line.require(flag) for flag in (_MODEL, _IMAGES, _OUT))
     command_line.prepare_jax()
+    from inpaint_jax import image_files, remote_folder
+    from inpaint_jax.data import remote_files
     from inpaint_jax.evaluate_folder import evaluate_folder
 
     evaluate_folder(
-        *(model, images, out),
+        remote_folder.local(model, remote_folder.NOT_OF_A_MODEL),
+        remote_files.folder(images, image_files.IMAGE_SUFFIXES),
+        Path(out),
         fit=_FIT.value,
         limit=_LIMIT.value,
         lpips=_LPIPS.value,
@@ -62,4 +66,4 @@ def _main() -> int:
 
 
 if __name__ == "__main__":
-    command_line.run(_main, __doc__)
+    command_line.run(_main, __doc__, urls=["model", "images"])

@@ -34,7 +34,7 @@ _PICTURES = flags.DEFINE_integer("pictures", 1, "how many a graph takes at once 
 
 
 def _main() -> int:
-    model, out = Path(command_line.require(_MODEL)), Path(command_line.require(_OUT))
+    model, out = command_line.require(_MODEL), Path(command_line.require(_OUT))
     name = _FORMAT.value or out.suffix.lower().removeprefix(".")
     if name not in (*_ARRAYS, *_GRAPHS):
         known = ", ".join(f".{suffix}" for suffix in (*_ARRAYS, *_GRAPHS))
@@ -50,12 +50,13 @@ def _main() -> int:
     # Nothing here needs an accelerator, whose float32 convolutions are less exact.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     command_line.prepare_jax()
-    from inpaint_jax import export
+    from inpaint_jax import export, remote_folder
 
+    model = remote_folder.local(model, remote_folder.NOT_OF_A_MODEL)
     megabytes, difference = export.export(model, out, name, _HALF.value, _PICTURES.value)
     log.info("wrote %s: %.2f MB, greatest difference from the model's answers %.1g", out, megabytes, difference)
     return 0
 
 
 if __name__ == "__main__":
-    command_line.run(_main, __doc__)
+    command_line.run(_main, __doc__, urls=["model"])

@@ -20,7 +20,7 @@ from inpaint_jax import command_line
 
 log = logging.getLogger("inpaint_jax")
 
-_MODEL = flags.DEFINE_string("model", None, "run folder, or its generator/ folder; default: what comes along")
+_MODEL = flags.DEFINE_string("model", None, "run folder or gs://…, or its generator/; default: what comes along")
 _IMAGE = flags.DEFINE_string("image", None, "picture to fill: PNG, JPEG, WebP, TGA, DDS, TIFF or BMP; or a folder")
 _MASK = flags.DEFINE_string("mask", None, "mask of the same size, white = hole; or a folder; default: transparency")
 _OUT = flags.DEFINE_string("out", None, "PNG or TIFF file to write; for a folder of pictures, a folder")
@@ -59,4 +59,4 @@ def _main() -> int:
 
 
 if __name__ == "__main__":
-    command_line.run(_main, __doc__)
+    command_line.run(_main, __doc__, urls=["model"])

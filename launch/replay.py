@@ -20,7 +20,7 @@ from pathlib import Path
 
 from absl import flags
 
-from inpaint_jax import command_line
+from inpaint_jax import command_line, object_store, remote_folder
 from inpaint_jax import config as config_module
 
 _STEP = flags.DEFINE_integer("step", None, "the step, counted from 1")
@@ -34,7 +34,9 @@ def _main(folders: list[str]) -> int:
         raise flags.ValidationError("give one run folder; --help shows how")
     if _STEP.value is None:
         raise flags.ValidationError("--step is required; --help shows how")
-    folder = Path(folders[0])
+    if object_store.is_url(folders[0]) and not _OUT.value:
+        raise flags.ValidationError(f"{folders[0]} is only read here: give --out, a folder for the replay")
+    folder = remote_folder.local(folders[0])
     command_line.prepare_jax(config_module.read_run(folder).deterministic)
     from inpaint_jax import replay
 
@@ -44,4 +46,4 @@ def _main(folders: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    command_line.run(_main, __doc__, arguments=True)
+    command_line.run(_main, __doc__, arguments=True, urls=[""])

@@ -48,6 +48,7 @@ pytest.register_assert_rewrite("kill_storm")  # its assertions are to tell what 
 LONG_FILES = (
     *(
         "interrupted_runs",
+        "remote_runs",
         "distributed",
         "train",
         "parallel",

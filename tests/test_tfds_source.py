@@ -17,9 +17,13 @@ SPLITS = ("train", "val", "test")
 
 
 def prepare(
-    folder: Path, set_name: str, examples: dict[str, list[dict]], shape=(None, None, 3), dtype=np.uint8
+    folder: Path, set_name: str, examples: dict[str, list[dict]], shape=(None, None, 3), dtype=np.uint8, files=None
 ) -> None:
-    """Prepares a set of pictures {split: [{"image": PIL picture or bytes, "picture": text or missing}]}."""
+    """Prepares a set of pictures {split: [{"image": PIL picture or bytes, "picture": text or missing}]}.
+
+    Args:
+        files: so many for each split; None = as TFDS likes.
+    """
     has_picture = any("picture" in example for rows in examples.values() for example in rows)
 
     # Not registered: TFDS cannot find the code, as in another process.
@@ -46,7 +50,9 @@ def prepare(
                     file = file.getvalue()
                 yield i, {**row, "image": io.BytesIO(file), "label": i}
 
-    Pictures(data_dir=str(folder), file_format="array_record").download_and_prepare()
+    Pictures(data_dir=str(folder), file_format="array_record").download_and_prepare(
+        download_config=tfds.download.DownloadConfig(num_shards=files)
+    )
 
 
 def flat(i: int, split: int, width: int = 48, height: int = 40) -> Image.Image:

@@ -9,7 +9,16 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 
-from inpaint_jax.data import bundled_photos, folder, normal_maps, procedural_normals, splits, tfds_source
+from inpaint_jax import image_files, object_store
+from inpaint_jax.data import (
+    bundled_photos,
+    folder,
+    normal_maps,
+    procedural_normals,
+    remote_files,
+    splits,
+    tfds_source,
+)
 from inpaint_jax.data.source import ImageSource
 
 Splits = dict[str, ImageSource]
@@ -70,7 +79,10 @@ def _photographs(config: ml_collections.ConfigDict, size: int, cache: Path | Non
 
 
 def _folder(config: ml_collections.ConfigDict, size: int, cache: Path | None) -> Splits:
-    root = _folder_root(config)
+    place, remote = _folder_root(config), None
+    if object_store.is_url(place):
+        remote = remote_files.listed(place)
+    root = remote.root if remote else Path(place).expanduser()
     smallest = size if config.fit == "crop" else 1
     listing = cache and cache / folder.BAD_FILES
     if any(config.split_folders):
@@ -78,15 +90,20 @@ def _folder(config: ml_collections.ConfigDict, size: int, cache: Path | None) ->
             raise ValueError(f"config.data.split_folders = {tuple(config.split_folders)}: name all three, or none")
         parts: list[dict[str, dict]] = []
         for number, below in enumerate(config.split_folders):
-            names = [f"{below}/{name}" for name in folder.find_images(root / below, "config.data.split_folders")]
-            parts.append(folder.read_manifest(root, names, cache and cache / f"manifest_{number}.json", 8))
+            if remote:
+                found = folder.find_remote_images(remote, below)
+            else:
+                found = folder.find_images(root / below, "config.data.split_folders")
+            names = [f"{below}/{name}" for name in found]
+            parts.append(folder.read_manifest(root, names, cache and cache / f"manifest_{number}.json", 8, remote))
         manifest = {name: entry for part in parts for name, entry in part.items()}
         # All folders together: every bad file is listed at once, and skip_bad counts them all.
         good = set(folder.usable(manifest, smallest, config.skip_bad, listing=listing))
         names_by_split = [[name for name in part if name in good] for part in parts]
         _refuse_shared(names_by_split, manifest, "config.data.split_folders")
     else:
-        manifest = folder.read_manifest(root, folder.find_images(root), cache and cache / "manifest.json", 8)
+        found = folder.find_remote_images(remote) if remote else folder.find_images(root)
+        manifest = folder.read_manifest(root, found, cache and cache / "manifest.json", 8, remote)
         names = folder.usable(manifest, smallest, config.skip_bad, listing=listing)
         groups = [splits.group_of(name, manifest[name]["hash"], config.group_pattern) for name in names]
         names_by_split = [[names[i] for i in chosen] for chosen in _assign(config, groups)]
@@ -98,10 +115,10 @@ def _folder(config: ml_collections.ConfigDict, size: int, cache: Path | None) ->
             names = sorted(names, key=lambda n: splits.position(manifest[n]["hash"]))[: config.limit]
             names = sorted(names)
         if not names:
-            raise ValueError(f"the {split} split of {str(root)!r} is empty: add pictures, or change the split's share")
+            raise ValueError(f"the {split} split of {str(place)!r} is empty: add pictures, or change the split's share")
         result[split] = ImageSource(
             names,
-            folder.loader(root, names, size, _fit(config, split)),
+            folder.loader(root, names, size, _fit(config, split), remote),
             _fingerprint("folder", size, config.fit, *(f"{n} {manifest[n]['hash']}" for n in names)),
             config.cache_megabytes << 20,
         )
@@ -172,11 +189,11 @@ def _tfds(config: ml_collections.ConfigDict, size: int, cache: Path | None) -> S
     return result
 
 
-def _folder_root(config: ml_collections.ConfigDict) -> Path:
+def _folder_root(config: ml_collections.ConfigDict) -> str:
     if config.path:
-        return Path(config.path).expanduser()
+        return config.path
     if config.name and os.environ.get("INPAINT_DATA_DIR"):
-        return Path(os.environ["INPAINT_DATA_DIR"]) / config.name
+        return f"{os.environ['INPAINT_DATA_DIR']}/{config.name}"
     raise ValueError(
         "the folder source needs a folder: set config.data.path, "
         "or config.data.name and the environment variable INPAINT_DATA_DIR"
@@ -223,7 +240,7 @@ def load_mask_files(path: str, size: int, setting: str = "config.mask.path") -> 
     Raises:
         ValueError: no path, no such folder, or no picture in it.
     """
-    root = Path(path).expanduser()
+    root = remote_files.folder(path, tuple(image_files.IMAGE_SUFFIXES))
     if not path or not root.is_dir():
         raise ValueError(f"{setting} = {path!r} is no folder: set it to the folder with the mask pictures")
     names = folder.find_images(root, setting)

@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from inpaint_jax import image_files, json_files, run_folder
+from inpaint_jax.data import remote_files
+from inpaint_jax.data.remote_files import RemoteFiles
 from inpaint_jax.data.source import ImageSource
 
 log = logging.getLogger("inpaint_jax")
@@ -53,6 +55,25 @@ def find_images(root: Path, setting: str = "config.data.path") -> list[str]:
     return sorted(found)
 
 
+def find_remote_images(files: RemoteFiles, below: str = "") -> list[str]:
+    """Returns what `find_images` would, of files on an object store, in the folder `below`."""
+    parts = {name: name.split("/") for name in files.versions}
+    found = [
+        name.removeprefix(below and f"{below}/")
+        for name in files.versions
+        if name.startswith(below and f"{below}/")
+        and Path(name).suffix.lower() in image_files.IMAGE_SUFFIXES
+        and not any(part.startswith(".") for part in parts[name])
+    ]
+    if not found:
+        suffixes = " ".join(sorted(image_files.IMAGE_SUFFIXES))
+        raise ValueError(
+            f"no pictures below {files.store.url}{below and '/'}{below}: looked for {suffixes}; put some there or "
+            "choose another place"
+        )
+    return sorted(found)
+
+
 def _refuse_folder(error: OSError) -> None:
     # os.walk alone would leave its pictures out in silence.
     raise ValueError(f"the folder {error.filename!r} cannot be read ({error.strerror}): mend or remove it") from error
@@ -80,17 +101,20 @@ def _reason(path: Path, error: OSError) -> str:
     return f"{path} cannot be read ({error.strerror}): mend or remove it."
 
 
-def read_manifest(root: Path, names: Sequence[str], cache: Path | None, threads: int) -> dict[str, dict]:
+def read_manifest(
+    root: Path, names: Sequence[str], cache: Path | None, threads: int, remote: RemoteFiles | None = None
+) -> dict[str, dict]:
     """Returns `{name: {size, mtime_ns, hash, verdict, side}}`, decoding only files that changed since `cache`.
 
     Args:
         cache: JSON file of an earlier call, rewritten atomically; None = examine everything.
+        remote: files of an object store, which are fetched to be examined; their versions stand for times.
     """
-    earlier = {}
+    earlier, place = {}, remote.store.url if remote else str(root.resolve())
     if cache is not None and cache.exists():
         try:
             stored = _stored_manifest(cache)
-            if stored["root"] == str(root.resolve()):
+            if stored["root"] == place:
                 earlier = stored["files"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             log.warning("the manifest %s is unreadable (%s) and is made anew", cache, error)
@@ -99,6 +123,13 @@ def read_manifest(root: Path, names: Sequence[str], cache: Path | None, threads:
         path = root / name
         old = earlier.get(name)
         # A bad file is looked at again: what mends it (a permission, a link) may leave size and time as they were.
+        if remote:
+            if old is not None and not old["verdict"] and (old["size"], old["mtime_ns"]) == remote.versions[name]:
+                return old
+            examined = _examine(remote_files.local(remote, name))
+            verdict = str(examined["verdict"]).replace(str(remote.root), remote.store.url)
+            size, version = remote.versions[name]
+            return {**examined, "verdict": verdict, "size": size, "mtime_ns": version}
         if old is not None and not old["verdict"]:
             with contextlib.suppress(OSError):  # the file is gone, which is found out below
                 status = path.stat()
@@ -110,7 +141,7 @@ def read_manifest(root: Path, names: Sequence[str], cache: Path | None, threads:
         manifest = dict(zip(names, pool.map(entry, names), strict=True))
     if cache is not None and manifest != earlier:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        content = {"version": MANIFEST_VERSION, "root": str(root.resolve()), "files": manifest}
+        content = {"version": MANIFEST_VERSION, "root": place, "files": manifest}
         content["sha256"] = json_files.digest(manifest)
         run_folder.write_text(cache, json.dumps(content, indent=0))
     return manifest
@@ -210,10 +241,18 @@ def count_known(hashes: Sequence[str], cache: Path) -> int:
     return sum(value in known for value in hashes)
 
 
-def loader(root: Path, names: Sequence[str], size: int, fit: str) -> Callable[[int], np.ndarray]:
-    """Returns index -> uint8 (size, size, 3), read from the file and fitted; `fit` "whole" leaves the picture as is."""
+def loader(
+    root: Path, names: Sequence[str], size: int, fit: str, remote: RemoteFiles | None = None
+) -> Callable[[int], np.ndarray]:
+    """Returns index -> uint8 (size, size, 3), read from the file and fitted; `fit` "whole" leaves the picture as is.
+
+    Args:
+        remote: files of an object store, each of which is fetched when it is first read.
+    """
 
     def load(index: int) -> np.ndarray:
+        if remote:
+            remote_files.local(remote, names[index])
         try:
             image = image_files.read_rgb(root / names[index])
         except image_files.ImageFileError as error:

@@ -1,18 +1,22 @@
 """Pictures of a prepared TensorFlow Datasets set, read without TensorFlow and without the code that prepared it."""
 
+import bisect
 import hashlib
 import io
+import itertools
 import json
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from inpaint_jax import image_files, json_files, run_folder
+from inpaint_jax import image_files, json_files, object_store, run_folder
+from inpaint_jax.data import remote_files
 
 log = logging.getLogger("inpaint_jax")
 
@@ -51,13 +55,19 @@ def open_prepared(name: str, data_dir: str) -> PreparedSet:
 
     Args:
         name: as TFDS knows it, such as "celeb_a", "my_crops:1.0.0" or "set/config"; needs a feature "image".
-        data_dir: where it was prepared; "" = TFDS's own default.
+        data_dir: where it was prepared, a folder or a URL; "" = TFDS's own default. From a URL, the files that describe
+            the set are fetched now, and each file of records when one of its records is read.
 
     Raises:
         ValueError: no such data set there, a damaged one, another file format, or no 8-bit feature "image".
     """
     if not name:
         raise ValueError("the tfds source needs the name of a data set: set config.data.name")
+    remote = None
+    if object_store.is_url(data_dir):
+        remote = remote_files.listed(data_dir, name.partition(":")[0])
+        object_store.each(lambda file: remote_files.local(remote, file), _descriptions(remote))
+    given, data_dir = data_dir, str(remote.root) if remote else data_dir
     # Imported here: it takes a second, which users of folders need not wait.
     import tensorflow_datasets as tfds
     from google.protobuf import json_format
@@ -71,7 +81,7 @@ def open_prepared(name: str, data_dir: str) -> PreparedSet:
         # Whole examples as bytes: TFDS would decode every feature, of celeb_a fifty beside the picture.
         method = tfds.decode.DeserializeMethod.RAW_BYTES
         records = {
-            str(split): builder.as_data_source(split, deserialize_method=method)
+            str(split): _fetching(remote, info, builder.as_data_source(split, deserialize_method=method))
             for split, info in sorted(builder.info.splits.items())
             if info.num_examples
         }
@@ -81,7 +91,7 @@ def open_prepared(name: str, data_dir: str) -> PreparedSet:
     ) as error:
         reason = f"{error}".partition("\n")[0] or type(error).__name__
         raise ValueError(
-            f"the TFDS data set {name!r} cannot be read from {data_dir or 'the default data_dir'!r} ({reason}): "
+            f"the TFDS data set {name!r} cannot be read from {given or 'the default data_dir'!r} ({reason}): "
             "prepare it with file_format='array_record' (launch/prepare_data.py does), and set config.data.path"
         ) from error
     features = dict(builder.info.features.items())
@@ -106,6 +116,33 @@ def open_prepared(name: str, data_dir: str) -> PreparedSet:
         fields=fields,
         has_picture=has_picture,
     )
+
+
+def _descriptions(remote: remote_files.RemoteFiles) -> list[str]:
+    return [name for name in remote.versions if ".array_record" not in name]
+
+
+class _Fetching(Sequence):
+    """Records of a split, each of whose files is fetched when one of its records is read for the first time."""
+
+    def __init__(self, remote: remote_files.RemoteFiles, files: Sequence, records: Sequence[bytes]):
+        self._remote, self._records = remote, records
+        self._names = [Path(file.filename).relative_to(remote.root).as_posix() for file in files]
+        self._ends = [*itertools.accumulate(file.take for file in files)]
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> bytes:
+        name = self._names[bisect.bisect_right(self._ends, index)]
+        if name not in self._remote.versions:
+            raise RuntimeError(f"{self._remote.store.url} has no {name}")
+        remote_files.local(self._remote, name)
+        return self._records[index]
+
+
+def _fetching(remote: remote_files.RemoteFiles | None, info: Any, records: Sequence[bytes]) -> Sequence[bytes]:
+    return records if remote is None else _Fetching(remote, info.file_instructions, records)
 
 
 def _refuse_foreign_features(name: str, data_dir: str) -> None:
