@@ -122,7 +122,7 @@ def _opened(path: str | os.PathLike) -> Iterator[Image.Image]:
 def _upright(image: Image.Image, mode: str) -> Image.Image:
     if image.mode == "P" and image.has_transparency_data:
         image = image.convert("RGBA")  # Pillow's own advice for palettes with transparent entries
-    # Pillow would copy a picture that is upright, and one that has the mode: as long as reading half a JPEG file.
+    # Without a change Pillow would copy the picture, twice.
     ImageOps.exif_transpose(image, in_place=True)
     return image if image.mode == mode else image.convert(mode)
 
