@@ -69,9 +69,9 @@ SIGNALS = [
     (["SIGTERM@step:2"], 75, "SIGTERM: state of step 8 saved; run the same command again", [8]),
     # At step 9; from another thread, the handler runs wherever the main one is.
     # The commit runs beside the training, which may come to the next save meanwhile.
-    (["SIGTERM@commit:2"], 75, r"SIGTERM: state of step \d+ saved; run the same command again", [9, 10, 11, 12]),
+    (["SIGTERM@commit:2"], 75, r"SIGTERM: state of step \d+ saved; run the same command again", range(9, STEPS)),
     # The first asks for a save, and the second comes in it: nothing of it is on the disk.
-    (["SIGINT@step", "SIGINT@save"], 130, "error: interrupted", [9, 10, 11, 12]),
+    (["SIGINT@step", "SIGINT@save"], 130, "error: interrupted", range(9, STEPS)),
     (["SIGTERM@test"], 75, f"SIGTERM: {NOTHING}", [STEPS]),
 ]
 
