@@ -46,14 +46,17 @@ def working_folder(workdir: str | Path) -> tuple[Path, str]:
     return cache_folder("runs", url), url
 
 
-def take_up(url: str, folder: Path, restart: bool = False) -> None:
+def take_up(url: str, folder: Path, restart: bool = False) -> dict | None:
     """Prepares a run folder of this machine, whose lock is held, for a run that lies below a URL.
 
     Where the folder is what this machine has put there last, or has gone on from it, it stays as it is. Else it becomes
     the newest snapshot. Where there is none, a first one is put, so that what cannot be written shows at once.
 
     Args:
-        restart: nothing is downloaded; the next snapshot takes the place of the run that lies there.
+        restart: nothing is downloaded; see `replace`.
+
+    Returns:
+        With `restart`, the newest snapshot's index, of the run that is to be replaced; None if there is nothing.
 
     Raises:
         ValueError: the store cannot be read or written, something is damaged, or the run is gone from there.
@@ -70,10 +73,11 @@ def take_up(url: str, folder: Path, restart: bool = False) -> None:
                 )
             snapshots.forget(folder)
             snapshots.publish(folder, url)
-        elif memory and memory["index"]["writer"] == newest["writer"]:
-            log.info("%s is as this machine left it", store.url)
         elif restart:
-            snapshots.remember(folder, store.url, newest, {})
+            snapshots.forget(folder)
+            return newest
+        elif memory and newest["writer"] in (memory["index"]["writer"], snapshots.writer_of(folder)):
+            log.info("%s is as this machine left it", store.url)
         else:
             if memory:
                 log.warning(
@@ -84,6 +88,18 @@ def take_up(url: str, folder: Path, restart: bool = False) -> None:
             log.info("fetched %d files of %s into %s", len(newest["files"]), store.url, folder)
     except StoreError as error:
         raise ValueError(f"{error}: mend the access to {store.url}, and run the same command again") from error
+    return None
+
+
+def replace(url: str, folder: Path, old: dict | None) -> None:
+    """Publishes the folder of a run that starts over, in the place of the one that `take_up` has found.
+
+    Raises:
+        ValueError: the store fails, or somebody has written there since.
+    """
+    if old:
+        snapshots.remember(folder, object_store.opened(url).url, old, {})
+    keep_last(folder, url)
 
 
 def keep_up(folder: Path, url: str) -> bool:

@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from inpaint_jax import json_files, object_store, run_folder
+from inpaint_jax import full_disk, json_files, object_store, run_folder
 from inpaint_jax.object_store import Store, StoreError
 
 log = logging.getLogger("inpaint_jax")
@@ -34,7 +34,9 @@ _OBJECT_NAME = re.compile(FILES + r"/.*\.(\d+)-[0-9a-f]{16}(\.[^./]*)?")
 # What a folder has for this machine alone. The second lies inside and goes with the folder: an empty folder must
 # not be taken for one that has gone on from its snapshot.
 _LOCK, MEMORY = ".lock", ".snapshot.json"
-_OWN = (_LOCK, MEMORY)
+# Who put the snapshot that this folder has sent last, maybe without being told that it is there.
+WRITER = ".snapshot_writer"
+_OWN = (_LOCK, MEMORY, WRITER)
 _READ_WHOLE = 16 << 20  # bytes; a larger file is not held in memory
 _LOOKS = 3  # at a file that changes while it is read
 
@@ -74,6 +76,13 @@ def remember(folder: Path, url: str, index: dict[str, Any], stats: Mapping[str, 
 def forget(folder: Path) -> None:
     """Lets a folder be compared file by file the next time, as it is not known any more what lies in it."""
     (folder / MEMORY).unlink(missing_ok=True)
+    (folder / WRITER).unlink(missing_ok=True)
+
+
+def writer_of(folder: Path) -> str:
+    """Returns who sent the last snapshot from a folder, "" if none was sent."""
+    path = folder / WRITER
+    return path.read_text() if path.exists() else ""
 
 
 def _files_in(folder: Path) -> dict[str, list[int]]:
@@ -257,8 +266,14 @@ def publish(folder: Path, url: str) -> None:
     store, writer = object_store.opened(url), uuid.uuid4().hex
     memory = read_memory(folder, store.url)
     sent: dict[str, tuple[list, list[int]]] = {}
-    index = object_store.patiently(lambda: _publish_once(store, folder, memory, writer, sent))
-    remember(folder, store.url, index, {name: stat for name, (_, stat) in sent.items()})
+    before = writer_of(folder)
+    index = object_store.patiently(lambda: _publish_once(store, folder, memory, (writer, before), sent))
+    try:
+        remember(folder, store.url, index, {name: stat for name, (_, stat) in sent.items()})
+    except OSError as error:
+        if not full_disk.is_full(error):
+            raise
+        log.warning("the disk is full (%s): the next snapshot compares all files anew", error)
     try:
         _remove_old(store, index)
     except StoreError as error:
@@ -266,22 +281,31 @@ def publish(folder: Path, url: str) -> None:
 
 
 def _publish_once(
-    store: Store, folder: Path, memory: dict[str, Any] | None, writer: str, sent: dict[str, tuple[list, list[int]]]
+    store: Store,
+    folder: Path,
+    memory: dict[str, Any] | None,
+    writers: tuple[str, str],
+    sent: dict[str, tuple[list, list[int]]],
 ) -> dict[str, Any]:
     """One try of `publish`; returns the index that is there now.
 
     Args:
+        writers: of this snapshot, and of the one that this folder had sent before, "" = none.
         sent: what earlier tries have put already, file name -> (its entry in the index, its `_stat`); added to.
     """
     known = memory["index"] if memory else {"number": 0, "writer": None, "files": {}}
     there = newest(store) or {"number": 0, "writer": None}
+    writer, before = writers
     if there["writer"] == writer:
         return there  # a try before this one has put it, and was not told so
+    if before and there["writer"] == before:
+        known = there  # nor was an earlier snapshot told that it is there
     if there["writer"] != known["writer"]:
         raise ValueError(_conflict(store, there["number"]))
     number = known["number"] + 1
     _send_new(store, folder, known["files"], memory["stats"] if memory else {}, number, sent)
     index = _sealed(number, writer, {name: entry for name, (entry, _) in sorted(sent.items())})
+    run_folder.write_text(folder / WRITER, writer)
     try:
         object_store.put_bytes(store, _index_name(number), json.dumps(index).encode(), new=True)
     except FileExistsError as error:
@@ -347,7 +371,12 @@ def _send(store: Store, path: Path, name: str, number: int, known: list | None) 
         object_store.put_file(store, object_name, path)
         if _stat(path) == stat:
             return [number, size, sha256], stat
-    raise StoreError(f"{path} changes while it is sent to {store.url}")
+    # A log that grows faster than it can be sent: what was there at the last look.
+    with path.open("rb") as file:
+        content = file.read(stat[0])
+    sha256 = hashlib.sha256(content).hexdigest()
+    object_store.put_bytes(store, _object_name(name, number, sha256), content)
+    return [number, len(content), sha256], stat
 
 
 def _remove_old(store: Store, newest: dict[str, Any]) -> None:

@@ -30,7 +30,8 @@ _MOST = 1e11  # seconds since the epoch, and steps, stay below
 class Start:
     """The entry of this process, of which nothing is written before `begin`.
 
-    As a context: left by an exception it ends as failed, otherwise as preempted, if `end` has not said how.
+    As a context: left by an exception it ends as failed, otherwise as preempted, if `end` has not said how. One that
+    was refused before it had a state to train is no start: the file is left as it was.
 
     Args:
         workdir: the run folder, whose lock is held.
@@ -48,6 +49,7 @@ class Start:
             "trained_s": None, "saves_s": 0.0, "alive_s": 0.0, "ended": None,
         }  # fmt: skip
         self._begun = False
+        self._before: bytes | None = None  # the file before this start
         self._saving: float | None = None
         self._lock, self._over = threading.Lock(), threading.Event()
 
@@ -58,7 +60,17 @@ class Start:
         how = PREEMPTED if kind is None else INTERRUPTED if issubclass(kind, KeyboardInterrupt) else FAILED
         if kind and issubclass(kind, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
             how = LOST_OTHER
+        if kind and issubclass(kind, ValueError) and self._begun and self._entry["from_step"] is None:
+            self._withdraw()
         self.end(how)
+
+    def _withdraw(self) -> None:
+        with self._lock:
+            self._over.set()
+            if self._before is not None:
+                run_folder.write_text(self._path, self._before.decode())
+            else:
+                self._path.unlink(missing_ok=True)
 
     def begin(self) -> None:
         """Writes the entry, beside those of earlier starts, and goes on to write it; the second time nothing.
@@ -69,6 +81,7 @@ class Start:
         if self._begun:
             return
         self._earlier = read_for_run(self._path)
+        self._before = self._path.read_bytes() if self._path.exists() else None
         if self._earlier and self._earlier[-1]["ended"] is None and self._earlier[-1]["first_step_s"] is not None:
             # A kill came after the last sign of life, and the last row after it too.
             rows = [row["step"] for row in run_folder.iterate_rows(self._timing)]
@@ -140,8 +153,13 @@ class Start:
         if self._entry["ended"]:
             return
         self._entry["ended"] = how
-        self._write()
-        self._over.set()
+        try:
+            self._write()
+        except OSError as error:
+            # The ledger must not take the place of how the run ends.
+            log.warning("how this start ended could not be written: %s", error)
+        finally:
+            self._over.set()
 
     def say(self) -> None:
         """Logs the ledger if there were several starts."""

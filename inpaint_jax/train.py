@@ -347,8 +347,7 @@ def lead(
     """Trains as the only process or the first of several, and tests; arguments and result are `run_training`'s."""
     with run_folder.lock(workdir), Preemption() as preemption, starts.Start(workdir, began) as start:
         preemption.leaving = lambda: start.end(starts.PREEMPTED)
-        if url:
-            remote_folder.take_up(url, workdir, restart)
+        old = remote_folder.take_up(url, workdir, restart) if url else None
         run_folder.remove_unfinished(workdir)
         if not restart:
             check_config(config, workdir, allow_changes)
@@ -362,7 +361,7 @@ def lead(
             # Not before everything that can be wrong with the new run has been looked at.
             run_folder.remove_run(workdir)
             if url:
-                remote_folder.keep_last(workdir, url)
+                remote_folder.replace(url, workdir, old)
         start.begin()
         command_line.log_to_file(workdir / run_folder.LOG)
         checkpoints = checkpoint.Checkpoints(workdir / run_folder.CHECKPOINTS, config.keep_checkpoints)
@@ -375,8 +374,11 @@ def lead(
                 return PREEMPTED
             if preemption.requested:
                 log.warning("%s: trained to the end; run the same command again for the test", preemption.requested)
+                start.end(starts.PREEMPTED)
+            kept = not url or remote_folder.keep_up(workdir, url)
+            if preemption.requested:
                 return PREEMPTED
-            preemption.nothing_to_save(True)  # what the test writes, it can write again
+            preemption.nothing_to_save(kept)  # what the test writes, it can write again
             try:
                 finish(run, checkpoints, start)
             except OSError as error:

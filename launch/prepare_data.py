@@ -78,4 +78,5 @@ def _main() -> int:
 
 
 if __name__ == "__main__":
-    command_line.run(_main, __doc__)
+    # What describes the data set may be an address.
+    command_line.run(_main, __doc__, urls=("description", "homepage", "licence", "citation"))

@@ -37,7 +37,7 @@ def write(folder: Path, files: dict[str, str]) -> None:
 
 
 def content(folder: Path) -> dict[str, str]:
-    own = (".lock", ".snapshot.json")
+    own = (".lock", snapshots.MEMORY, snapshots.WRITER)
     files = [path for path in folder.rglob("*") if path.is_file() and path.name not in own]
     return {path.relative_to(folder).as_posix(): path.read_text() for path in files}
 
@@ -353,6 +353,16 @@ def test_large_files_and_a_log_that_grows_meanwhile(store, tmp_path, monkeypatch
     fault(monkeypatch, None)
     assert fetched(tmp_path / "other") == content(run)
 
+    def grow_always(call, name, done):
+        if name == "put" and done:
+            with (run / "log.txt").open("a") as file:
+                file.write("more")
+
+    fault(monkeypatch, grow_always)
+    snapshots.publish(run, URL)
+    fault(monkeypatch, None)
+    assert content(run)["log.txt"].startswith(fetched(tmp_path / "other")["log.txt"])
+
 
 def test_a_run_that_was_removed_meanwhile_is_not_put_again(store, tmp_path):
     run = tmp_path / "run"
@@ -417,3 +427,42 @@ def test_each_url_has_its_folder_below_the_cache(monkeypatch, tmp_path):
     assert places[0][1] == URL
     assert remote_folder.working_folder("runs/one") == (Path("runs/one"), "")
     assert os.listdir(tmp_path) == []
+
+
+def test_an_answer_that_is_lost_in_an_outage_is_no_conflict_later(store, tmp_path, monkeypatch):
+    """The index is put, its answer is lost, and the store is away until the command gives up."""
+    run = tmp_path / "run"
+    write(run, {"log.txt": "x"})
+    snapshots.publish(run, URL)
+    write(run, {"log.txt": "y"})
+    monkeypatch.setattr(object_store, "WAITS", (0.0, 0.0))
+    fake_store.FakeStore.calls.clear()
+
+    def lost(call, name, done):
+        if (done and call == 3) or call > 3:
+            raise ConnectionResetError("no answer")
+
+    fault(monkeypatch, lost)
+    assert not remote_folder.keep_up(run, URL)
+    fault(monkeypatch, None)
+    write(run, {"log.txt": "z"})
+    remote_folder.take_up(URL, run)
+    assert (run / "log.txt").read_text() == "z", "this machine's own snapshot is no one else's"
+    assert remote_folder.keep_up(run, URL)
+    assert fetched(tmp_path / "other") == {"log.txt": "z"}
+
+
+def test_starting_over_takes_nothing_before_the_new_run_is_good(store, tmp_path):
+    """Between the start of a command with --restart and its own first state, the old run stays."""
+    run = tmp_path / "run"
+    write(run, FIRST)
+    snapshots.publish(run, URL)
+    other = tmp_path / "other_machine"
+    old = remote_folder.take_up(URL, other, restart=True)  # and then the data are refused
+    remote_folder.take_up(URL, other)
+    assert {path.name for path in other.rglob("*") if path.is_file()} >= {Path(name).name for name in FIRST}
+    write(other, {"new.txt": "n"})
+    for name in FIRST:
+        (other / name).unlink()
+    remote_folder.replace(URL, other, old)
+    assert fetched(tmp_path / "third") == {"new.txt": "n"}

@@ -1,5 +1,6 @@
 """The ledger of a run's starts: what is counted as what, and what is known of a process that was killed."""
 
+import errno
 import json
 import os
 import signal
@@ -110,9 +111,33 @@ def test_a_killed_process_leaves_what_it_had_come_to(tmp_path: Path):
 def test_an_error_ends_a_start(tmp_path: Path, error: BaseException, ended: str):
     start = starts.Start(tmp_path)
     start.begin()
+    start.goes_on_from(0)
     with pytest.raises(type(error)), start:
         raise error
     assert starts.read(tmp_path / run_folder.STARTS)[0]["ended"] == ended
+
+
+def test_a_refused_start_leaves_the_ledger_as_it_was(tmp_path: Path):
+    for earlier in (None, b"[]\n"):
+        if earlier:
+            (tmp_path / run_folder.STARTS).write_bytes(earlier)
+        start = starts.Start(tmp_path)
+        start.begin()
+        with pytest.raises(ValueError, match="changed"), start:
+            raise ValueError("the data changed")
+        assert [path.read_bytes() for path in tmp_path.iterdir()] == ([earlier] if earlier else [])
+
+
+def test_a_ledger_that_cannot_be_written_does_not_change_how_a_run_ends(tmp_path: Path, monkeypatch):
+    def broken(*_):
+        raise OSError(errno.EIO, "input/output error")
+
+    start = starts.Start(tmp_path)
+    start.begin()
+    start.goes_on_from(0)
+    monkeypatch.setattr(run_folder, "write_json", broken)
+    with pytest.raises(KeyError, match="the real one"), start:
+        raise KeyError("the real one")
 
 
 def test_one_that_never_begins_writes_nothing(tmp_path: Path):
