@@ -76,7 +76,7 @@ def test_a_run_is_killed_told_to_end_cut_off_and_goes_on_elsewhere(whole: Path, 
     assert code == -signal.SIGKILL, text
     assert not (first.fetched(tmp_path / "fetched") / "checkpoints").exists()
     # Again, while the next one is put; from there another machine goes on.
-    code, text = first.run(fault="die_after:put:35")
+    code, text = first.run(fault="die_after:put:60")
     assert code == -signal.SIGKILL, text
     saved = steps_of(first.fetched(tmp_path / "fetched"))[-1]
     code, text = second.run(fault="term:put:5")
