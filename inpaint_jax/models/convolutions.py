@@ -106,18 +106,6 @@ def _valid_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=_DIMENSION_NUMBERS)
 
 
-def _space_to_depth(x: jax.Array) -> jax.Array:
-    batch, height, width, channels = x.shape
-    blocks = x.reshape(batch, height // 2, 2, width // 2, 2, channels).transpose(0, 1, 3, 2, 4, 5)
-    return blocks.reshape(batch, height // 2, width // 2, 4 * channels)
-
-
-def _halving_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    channels, features = kernel.shape[2:]
-    blocks = kernel.reshape(2, 2, 2, 2, channels, features).transpose(0, 2, 1, 3, 4, 5)
-    return _valid_convolution(_space_to_depth(_pad(x, 1)), blocks.reshape(2, 2, 4 * channels, features))
-
-
 def _matrix_convolution(x: jax.Array, kernel: jax.Array, stride: int = 1, dilation: int = 1) -> jax.Array:
     size, _, channels, features = kernel.shape
     batch = x.shape[0]
@@ -146,8 +134,8 @@ def convolution(
         stride: step between outputs, in pixels.
         padding: rows and columns of zeros added on every side.
         dilation: distance between kernel taps, in pixels.
-        formulation: one of FORMULATIONS; ``two_by_two`` exists for 4x4, stride 2, padding 1 and even sizes only,
-            ``winograd`` for 3x3, stride 1, padding 1 and widths that are multiples of 4.
+        formulation: one of FORMULATIONS; ``two_by_two`` exists where :func:`halves` holds, ``winograd`` where
+            :func:`winograds` does.
 
     Returns:
         (B, H', W', F) with H' = (H + 2 padding - dilation (K - 1) - 1) // stride + 1.
@@ -174,7 +162,7 @@ def convolution(
             return winograd.convolve(x, kernel)
         return (winograd_even.convolve if stride == 1 else winograd_even.halve)(x, kernel)
     if formulation == "two_by_two" and halves(*geometry):
-        return _halving_convolution(x, kernel)
+        return _valid_convolution(winograd_even.blocks_of(x), winograd_even.pixel_kernel(kernel))
     if formulation in _NEEDS:
         raise ValueError(
             f"formulation {formulation!r} needs {_NEEDS[formulation]}, got kernel {geometry[0]}, stride {stride}, "
@@ -215,9 +203,7 @@ def _overlap(products: jax.Array, axis: int) -> jax.Array:
 
     even = products[1] + moved(products[3], 1, 0)
     odd = products[2] + moved(products[0], 0, 1)
-    shape = list(even.shape)
-    shape[axis] *= 2
-    return jnp.stack([even, odd], axis + 1).reshape(shape)
+    return winograd.interleave([even, odd], axis)
 
 
 def transposed_convolution(x: jax.Array, kernel: jax.Array, formulation: str = "auto") -> jax.Array:

@@ -73,7 +73,8 @@ def _of_outputs(y: jax.Array, axis: int, outputs: int) -> Parts:
     return _combinations(_OF_PRODUCTS[outputs].T, parts)
 
 
-def _interleave(parts: Parts, axis: int) -> jax.Array:
+def interleave(parts: Parts, axis: int) -> jax.Array:
+    """Returns arrays of one shape in turns along an axis: the first of each, then the second of each, and so on."""
     shape = list(parts[0].shape)
     shape[axis] *= len(parts)
     return jnp.stack(parts, axis + 1).reshape(shape)
@@ -84,7 +85,8 @@ def _inputs(x: jax.Array) -> list[Parts]:
     return [_of_inputs(rows, 2, TILE[1]) for rows in _of_inputs(padded, 1, TILE[0])]
 
 
-def _product(x: jax.Array, y: jax.Array, x_axis: int, y_axis: int) -> jax.Array:
+def product(x: jax.Array, y: jax.Array, x_axis: int, y_axis: int) -> jax.Array:
+    """Returns the sums of products along one axis of each, as `jax.lax.dot_general` has them, of combinations."""
     # The combinations would lose digits in the bfloat16 of TPUs, where an exported program may run.
     return lax.dot_general(x, y, (((x_axis,), (y_axis,)), ((), ())), precision=lax.Precision.HIGHEST)
 
@@ -97,9 +99,9 @@ def _map(x: jax.Array, kernel: jax.Array) -> jax.Array:
     taps = [_combinations(_OF_TAPS[TILE[1]], rows) for rows in _combinations(_OF_TAPS[TILE[0]], kernel)]
     rows = []
     for matrices, kernels in zip(_inputs(x), taps, strict=True):
-        products = [_product(matrix, taps, 3, 0) for matrix, taps in zip(matrices, kernels, strict=True)]
-        rows.append(_interleave(_combinations(_OF_PRODUCTS[TILE[1]], products), 2))
-    return _interleave(_combinations(_OF_PRODUCTS[TILE[0]], rows), 1)
+        products = [product(matrix, weights, 3, 0) for matrix, weights in zip(matrices, kernels, strict=True)]
+        rows.append(interleave(_combinations(_OF_PRODUCTS[TILE[1]], products), 2))
+    return interleave(_combinations(_OF_PRODUCTS[TILE[0]], rows), 1)
 
 
 def _kernel_gradient(x: jax.Array, y: jax.Array) -> jax.Array:
@@ -108,7 +110,7 @@ def _kernel_gradient(x: jax.Array, y: jax.Array) -> jax.Array:
     for matrices, gradients in zip(_inputs(x), _of_outputs(y, 1, TILE[0]), strict=True):
         pairs = zip(matrices, _of_outputs(gradients, 2, TILE[1]), strict=True)
         # As flat matrices: with several axes to sum over, XLA would first transpose one of them in memory.
-        products = [_product(a.reshape(-1, a.shape[3]), b.reshape(-1, b.shape[3]), 0, 0) for a, b in pairs]
+        products = [product(a.reshape(-1, a.shape[3]), b.reshape(-1, b.shape[3]), 0, 0) for a, b in pairs]
         rows.append(jnp.stack(_combinations(_OF_TAPS[TILE[1]].T, products)))
     return jnp.stack(_combinations(_OF_TAPS[TILE[0]].T, rows))
 

@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from inpaint_jax.models.winograd import interleave, product
+
 Parts = Sequence[jax.Array]
 TILE = 4  # pixels of the larger image, for two outputs of the smaller one
 
@@ -43,7 +45,7 @@ def _to_inputs(parts: Parts, axis: int) -> jax.Array:
 
     inner = cut(first, 1, count) + cut(last, 0, count - 1)
     even = jnp.concatenate([cut(first, 0, 1), inner], axis)
-    return jnp.concatenate([_interleave(even, middle - first - last, axis), cut(last, count - 1, count)], axis)
+    return jnp.concatenate([interleave([even, middle - first - last], axis), cut(last, count - 1, count)], axis)
 
 
 def _of_pairs(x: jax.Array, axis: int) -> Parts:
@@ -54,13 +56,7 @@ def _of_pairs(x: jax.Array, axis: int) -> Parts:
 
 def _to_pairs(parts: Parts, axis: int) -> jax.Array:
     """Returns the transpose of `_of_pairs`: 2n outputs, or gradients of 2n taps."""
-    return _interleave(parts[0] + parts[1], parts[1] + parts[2], axis)
-
-
-def _interleave(even: jax.Array, odd: jax.Array, axis: int) -> jax.Array:
-    shape = list(even.shape)
-    shape[axis] *= 2
-    return jnp.stack([even, odd], axis + 1).reshape(shape)
+    return interleave([parts[0] + parts[1], parts[1] + parts[2]], axis)
 
 
 def _inputs(x: jax.Array) -> Parts:
@@ -75,11 +71,6 @@ def _outputs(y: jax.Array) -> Parts:
     return [part for rows in _of_pairs(y, 1) for part in _of_pairs(rows, 2)]
 
 
-def _product(x: jax.Array, y: jax.Array, x_axis: int, y_axis: int) -> jax.Array:
-    # The sums and differences would lose digits in the bfloat16 of TPUs, where an exported program may run.
-    return lax.dot_general(x, y, (((x_axis,), (y_axis,)), ((), ())), precision=lax.Precision.HIGHEST)
-
-
 def _convolve(x: jax.Array, kernel: jax.Array, axis: int) -> jax.Array:
     """Returns the convolution (B, H, W, F) of (B, H + n - 1, W + n - 1, C) with n x n taps, H and W multiples of n.
 
@@ -88,7 +79,7 @@ def _convolve(x: jax.Array, kernel: jax.Array, axis: int) -> jax.Array:
         axis: that of C in the kernel.
     """
     if len(kernel) == 1:
-        return _product(x, kernel[0, 0], 3, axis - 2)
+        return product(x, kernel[0, 0], 3, axis - 2)
     pairs = zip(_inputs(x), _taps(kernel), strict=True)
     products = [_convolve(part, taps, axis) for part, taps in pairs]
     return _to_pairs([_to_pairs(products[start : start + 3], 2) for start in (0, 3, 6)], 1)
@@ -97,7 +88,7 @@ def _convolve(x: jax.Array, kernel: jax.Array, axis: int) -> jax.Array:
 def _convolve_back(y: jax.Array, kernel: jax.Array, axis: int) -> jax.Array:
     """Returns the transpose of `_convolve` with the same kernel, in which `axis` is that of F."""
     if len(kernel) == 1:
-        return _product(y, kernel[0, 0], 3, axis - 2)
+        return product(y, kernel[0, 0], 3, axis - 2)
     pairs = zip(_outputs(y), _taps(kernel), strict=True)
     products = [_convolve_back(part, taps, axis) for part, taps in pairs]
     return _to_inputs([_to_inputs(products[start : start + 3], 2) for start in (0, 3, 6)], 1)
@@ -107,12 +98,12 @@ def _kernel_gradient(x: jax.Array, y: jax.Array, size: int) -> jax.Array:
     """Returns the gradient (n, n, C, F) of the kernel of `_convolve` at x, for that of its outputs, y; n is `size`."""
     if size == 1:
         # As flat matrices: with several axes to sum over, XLA would first transpose one of them in memory.
-        return _product(x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1]), 0, 0)[None, None]
+        return product(x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1]), 0, 0)[None, None]
     products = [_kernel_gradient(*pair, size // 2) for pair in zip(_inputs(x), _outputs(y), strict=True)]
     return _to_pairs([_to_pairs(products[start : start + 3], 1) for start in (0, 3, 6)], 0)
 
 
-def _blocks(x: jax.Array) -> jax.Array:
+def blocks_of(x: jax.Array) -> jax.Array:
     """Returns (B, H/2 + 1, W/2 + 1, 4C), blocks of pixels of images with one row and column of zeros around them."""
     batch, height, width, channels = x.shape
     rows, columns = height // 2 + 1, width // 2 + 1
@@ -121,13 +112,13 @@ def _blocks(x: jax.Array) -> jax.Array:
 
 
 def _unblocks(x: jax.Array) -> jax.Array:
-    """Returns the transpose of `_blocks`."""
+    """Returns the transpose of `blocks_of`."""
     batch, rows, columns, channels = x.shape
     blocks = x.reshape(batch, rows, columns, 2, 2, channels // 4).transpose(0, 1, 3, 2, 4, 5)
     return blocks.reshape(batch, 2 * rows, 2 * columns, channels // 4)[:, 1:-1, 1:-1]
 
 
-def _pixel_kernel(kernel: jax.Array) -> jax.Array:
+def pixel_kernel(kernel: jax.Array) -> jax.Array:
     """Returns (4, 4, C, F) as (2, 2, 4C, F): the taps of a block are channels."""
     channels, features = kernel.shape[2:]
     blocks = kernel.reshape(2, 2, 2, 2, channels, features).transpose(0, 2, 1, 3, 4, 5)
@@ -164,13 +155,13 @@ def halve(x: jax.Array, kernel: jax.Array) -> jax.Array:
     Returns:
         (B, H/2, W/2, F).
     """
-    return _convolve(_blocks(x), _pixel_kernel(kernel), 2)
+    return _convolve(blocks_of(x), pixel_kernel(kernel), 2)
 
 
 def _halve_backward(kept: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = kept
-    of_input = _unblocks(_convolve_back(gradient, _pixel_kernel(kernel), 3))
-    return of_input, _from_pixel_kernel(_kernel_gradient(_blocks(x), gradient, 2))
+    of_input = _unblocks(_convolve_back(gradient, pixel_kernel(kernel), 3))
+    return of_input, _from_pixel_kernel(_kernel_gradient(blocks_of(x), gradient, 2))
 
 
 halve.defvjp(lambda x, kernel: (halve(x, kernel), (x, kernel)), _halve_backward)
@@ -192,7 +183,7 @@ def double(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 def _double_backward(kept: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = kept
-    blocks = _blocks(gradient)
+    blocks = blocks_of(gradient)
     of_input = _convolve(blocks, _feature_kernel(kernel), 3)
     return of_input, _from_feature_kernel(_kernel_gradient(blocks, x, 2).swapaxes(2, 3))
 
