@@ -128,10 +128,19 @@ def test_halving_and_doubling_at_any_even_size(size, channels):
         assert_same(up, expected, jnp.float32)
 
 
-@pytest.mark.parametrize(("height", "width", "channels", "features"), [(6, 8, 3, 6), (16, 16, 96, 64), (2, 4, 1, 1)])
-def test_winograd_equals_native(height, width, channels, features):
+@pytest.mark.parametrize(
+    ("shape", "features"),
+    [
+        ((2, 6, 8, 3), 6),
+        ((2, 16, 16, 96), 64),
+        ((2, 2, 4, 1), 1),
+        ((6, 32, 64, 64), 64),  # two strips of three maps
+        ((2, 96, 128, 64), 65),  # two strips of each map
+    ],
+)
+def test_winograd_equals_native(shape, features):
     """Within 1e-5 of each array's largest value."""
-    x, kernel = draw(6, (2, height, width, channels), jnp.float32), draw(7, (3, 3, channels, features), jnp.float32)
+    x, kernel = draw(6, shape, jnp.float32), draw(7, (3, 3, shape[3], features), jnp.float32)
     actual = values_and_gradients(lambda x, k: convolution(x, k, 1, 1, formulation="winograd"), x, kernel)
     expected = values_and_gradients(lambda x, k: reference_convolution(x, k, 1, 1), x, kernel)
     for ours, theirs in zip(actual, expected, strict=True):

@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from inpaint_jax.models import strips
+
 Parts = Sequence[jax.Array]
 TILE = (2, 4)  # rows and columns of outputs that are computed together
-# A map with more pixels leaves the processor's cache while its combinations are made: with fewer channels than that,
-# XLA's own convolution is faster, if not its gradient of the kernel. (Measured on XLA:CPU.)
-PIXELS, CHANNELS_OF_LARGE, CHANNELS = 8_192, 128, 64
+CHANNELS = 64  # with fewer, XLA's own convolution is faster, if not its gradient of the kernel (measured on XLA:CPU)
 # For each number of outputs: products by inputs, products by taps, outputs by products.
 _OF_INPUTS = {
     2: np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, -1, 0, 1]]),
@@ -80,9 +80,12 @@ def interleave(parts: Parts, axis: int) -> jax.Array:
     return jnp.stack(parts, axis + 1).reshape(shape)
 
 
-def _inputs(x: jax.Array) -> list[Parts]:
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+def _inputs(padded: jax.Array) -> list[Parts]:
     return [_of_inputs(rows, 2, TILE[1]) for rows in _of_inputs(padded, 1, TILE[0])]
+
+
+def _pad_columns(x: jax.Array) -> jax.Array:
+    return jnp.pad(x, ((0, 0), (0, 0), (1, 1), (0, 0)))
 
 
 def product(x: jax.Array, y: jax.Array, x_axis: int, y_axis: int) -> jax.Array:
@@ -93,25 +96,36 @@ def product(x: jax.Array, y: jax.Array, x_axis: int, y_axis: int) -> jax.Array:
 
 def _map(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Returns the convolution, whichever way is faster."""
-    narrowest = min(kernel.shape[2:])
-    if narrowest < (CHANNELS_OF_LARGE if x.shape[1] * x.shape[2] > PIXELS else CHANNELS):
+    if min(kernel.shape[2:]) < CHANNELS:
         return lax.conv_general_dilated(x, kernel, (1, 1), [(1, 1), (1, 1)], dimension_numbers=_DIMENSION_NUMBERS)
     taps = [_combinations(_OF_TAPS[TILE[1]], rows) for rows in _combinations(_OF_TAPS[TILE[0]], kernel)]
-    rows = []
-    for matrices, kernels in zip(_inputs(x), taps, strict=True):
-        products = [product(matrix, weights, 3, 0) for matrix, weights in zip(matrices, kernels, strict=True)]
-        rows.append(interleave(_combinations(_OF_PRODUCTS[TILE[1]], products), 2))
-    return interleave(_combinations(_OF_PRODUCTS[TILE[0]], rows), 1)
+
+    def of_strip(strip: jax.Array) -> jax.Array:
+        rows = []
+        for matrices, kernels in zip(_inputs(_pad_columns(strip)), taps, strict=True):
+            products = [product(matrix, weights, 3, 0) for matrix, weights in zip(matrices, kernels, strict=True)]
+            rows.append(interleave(_combinations(_OF_PRODUCTS[TILE[1]], products), 2))
+        return interleave(_combinations(_OF_PRODUCTS[TILE[0]], rows), 1)
+
+    return strips.mapped(of_strip, x, TILE[0])
 
 
 def _kernel_gradient(x: jax.Array, y: jax.Array) -> jax.Array:
     """Returns the gradient (3, 3, C, F) of the kernel at x (B, H, W, C) for that of the outputs, y (B, H, W, F)."""
-    rows = []
-    for matrices, gradients in zip(_inputs(x), _of_outputs(y, 1, TILE[0]), strict=True):
-        pairs = zip(matrices, _of_outputs(gradients, 2, TILE[1]), strict=True)
+
+    def of_strip(x: jax.Array, y: jax.Array) -> list[Parts]:
+        pairs = zip(_inputs(_pad_columns(x)), _of_outputs(y, 1, TILE[0]), strict=True)
         # As flat matrices: with several axes to sum over, XLA would first transpose one of them in memory.
-        products = [product(a.reshape(-1, a.shape[3]), b.reshape(-1, b.shape[3]), 0, 0) for a, b in pairs]
-        rows.append(jnp.stack(_combinations(_OF_TAPS[TILE[1]].T, products)))
+        return [
+            [
+                product(a.reshape(-1, a.shape[3]), b.reshape(-1, b.shape[3]), 0, 0)
+                for a, b in zip(matrices, _of_outputs(gradients, 2, TILE[1]), strict=True)
+            ]
+            for matrices, gradients in pairs
+        ]
+
+    products = strips.summed(of_strip, x, y, TILE[0])
+    rows = [jnp.stack(_combinations(_OF_TAPS[TILE[1]].T, row)) for row in products]
     return jnp.stack(_combinations(_OF_TAPS[TILE[0]].T, rows))
 
 
