@@ -15,6 +15,7 @@ import numpy as np
 
 from inpaint_jax import (
     bench_report,
+    course,
     describe,
     inference,
     input_rate,
@@ -25,7 +26,6 @@ from inpaint_jax import (
     state,
     stopwatch,
     task,
-    train,
 )
 from inpaint_jax import config as config_module
 
@@ -126,10 +126,10 @@ def _train(config: ml_collections.ConfigDict, name: str, options: Options) -> di
         parallel, kind = assembled.parallel, regimes.kind(config, regime)
         frozen_groups = regimes.frozen_groups(config, regime)
         trained, frozen = parallel.replicate(trained), parallel.replicate(assembled.frozen)
-        hosted = list(train.batches_after(assembled, 0, BATCHES))
+        hosted = list(course.batches_after(assembled, 0, BATCHES))
         log.info("compiling the step of phase %s", regime.phase)
         program, compiling = stopwatch.compiled(
-            train.compiled_step(assembled, regime),
+            course.compiled_step(assembled, regime),
             trained,
             frozen,
             parallel.shard(hosted[0]),
@@ -215,7 +215,7 @@ class _Loop:
             The seconds, and those of them spent waiting for data.
         """
         log_every, wait, scalars = self._run.config.log_every_steps, 0.0, None
-        batches: Iterator[dict] = train.batches_after(self._run, 0, steps)
+        batches: Iterator[dict] = course.batches_after(self._run, 0, steps)
         start = time.perf_counter()
         for number in range(1, steps + 1):
             asked = time.perf_counter()

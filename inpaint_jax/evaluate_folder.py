@@ -19,11 +19,11 @@ from inpaint_jax import (
     perceptual,
     pretrained,
     run_folder,
-    step,
     weights,
 )
 from inpaint_jax.data import folder, normal_maps
 from inpaint_jax.data.source import ImageSource
+from inpaint_jax.eval_step import make_eval_step
 from inpaint_jax.mask_sets import EvaluationMasks
 
 log = logging.getLogger("inpaint_jax")
@@ -77,7 +77,7 @@ def evaluate_folder(
         given_masks.save(mask_set, images.names, Path(save_masks))
     frozen = {"lpips": pretrained.load_lpips()} if config.evaluation.lpips else {}
     spread = parallel.make_parallel(config.parallel)
-    eval_step = spread.evaluate(step.make_eval_step(config))
+    eval_step = spread.evaluate(make_eval_step(config))
     watch = seen.watch if seen else None
     results = {
         "hashes": hashes,

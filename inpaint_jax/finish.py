@@ -6,10 +6,10 @@ import jax
 
 from inpaint_jax import checkpoint, evaluate, full_disk, run_folder, starts, weights
 from inpaint_jax import config as config_module
+from inpaint_jax.eval_step import make_eval_step
 from inpaint_jax.parallel import make_parallel
 from inpaint_jax.run import Run, generator_variables
 from inpaint_jax.state import create_state
-from inpaint_jax.step import make_eval_step
 
 log = logging.getLogger("inpaint_jax")
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from inpaint_jax import (
     checkpoint,
+    course,
     environment,
     health,
     integrity,
@@ -26,7 +27,6 @@ from inpaint_jax import (
     replay_pictures,
     replay_run,
     run_folder,
-    train,
 )
 from inpaint_jax import config as config_module
 from inpaint_jax.data import pipeline
@@ -98,20 +98,20 @@ def _repeat(
     frozen, state = run.parallel.replicate(run.frozen), run.parallel.replicate(state)
     programs, tenth = {}, max(100, (step - first) // 10)
     compared = {"rows": 0, "equal_rows": 0, "row_of_the_step": None, "first_difference": None}
-    for number, batch in enumerate(train.batches_after(run, first, step), first + 1):
+    for number, batch in enumerate(course.batches_after(run, first, step), first + 1):
         if regime.stopped:
             raise ValueError(f"--step={step}: the run ended at step {number - 1}, where its regime stopped it")
         if number == step:
             result, arrays = _before(run, state, frozen, regime, batch, step)
         if regime.phase not in programs:
-            programs[regime.phase] = train.compiled_step(run, regime)
+            programs[regime.phase] = course.compiled_step(run, regime)
         state, scalars = programs[regime.phase](state, frozen, run.parallel.shard(batch))
         phase, validation, actions = regime.phase, None, ()
-        if train.due(run, regime, number)[0]:
-            validation, _ = train.validated(run, state, frozen)
+        if course.due(run, regime, number)[0]:
+            validation, _ = course.validated(run, state, frozen)
             epoch = run.epochs_done(number)
             regime, actions = regimes.advance(run.config, regime, step=number, epoch=epoch, values=validation)
-        state, regime = train.end_step(run, state, regime, actions, number)
+        state, regime = course.end_step(run, state, regime, actions, number)
         if number == step or ("train", number) in rows:
             scalars = {name: float(value) for name, value in run.parallel.unreplicate(scalars).items()}
             _compare(compared, rows, metrics_row(run, number, "train", phase, scalars), step)

@@ -27,9 +27,10 @@ from inpaint_jax import config as config_module
 from inpaint_jax import data as data_module
 from inpaint_jax.data import folder, pipeline
 from inpaint_jax.data.source import ImageSource
+from inpaint_jax.eval_step import make_eval_step
 from inpaint_jax.parallel import Parallel, check_divisible, make_parallel
 from inpaint_jax.state import RegimeState, TrainState, create_state
-from inpaint_jax.step import System, make_eval_step, make_system
+from inpaint_jax.step import System, make_system
 
 log = logging.getLogger("inpaint_jax")
 

@@ -89,7 +89,7 @@ def start(config: ml_collections.ConfigDict, workdir: Path, begun: float) -> dic
     import jax
 
     passed("import_jax_s")
-    from inpaint_jax import records, run, stopwatch, train
+    from inpaint_jax import course, records, run, stopwatch
 
     passed("import_rest_s")
     workdir.mkdir(parents=True)
@@ -102,8 +102,8 @@ def start(config: ml_collections.ConfigDict, workdir: Path, begun: float) -> dic
     written.describe(0)
     written.close()
     passed("describe_s")
-    batch = assembled.parallel.shard(next(train.batches_after(assembled, 0, 1)))
-    program, compiling = stopwatch.compiled(train.compiled_step(assembled, regime), state, frozen, batch, cache=True)
+    batch = assembled.parallel.shard(next(course.batches_after(assembled, 0, 1)))
+    program, compiling = stopwatch.compiled(course.compiled_step(assembled, regime), state, frozen, batch, cache=True)
     seconds["trace_s"] = compiling["trace_s"]
     seconds["compile_s"] = compiling["compile_s"] - compiling["trace_s"]
     mark += compiling["compile_s"]

@@ -10,21 +10,18 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import ml_collections
-import optax
 
 from inpaint_jax import (
     checkpoint,
     command_line,
+    course,
     distributed,
-    evaluate,
     full_disk,
-    guard,
     object_store,
     regimes,
     remote_folder,
@@ -32,13 +29,11 @@ from inpaint_jax import (
     starts,
 )
 from inpaint_jax import config as config_module
-from inpaint_jax.data import pipeline
 from inpaint_jax.finish import finish
 from inpaint_jax.preemption import Preemption
 from inpaint_jax.records import Records
-from inpaint_jax.run import Run, assemble, begin_together, check_config, generator_variables, validated_variables
+from inpaint_jax.run import Run, assemble, begin_together, check_config, generator_variables
 from inpaint_jax.state import RegimeState, TrainState
-from inpaint_jax.step import make_train_step
 
 FINISHED, PREEMPTED = 0, command_line.PREEMPTED
 
@@ -79,7 +74,7 @@ def fit(
     train_steps: dict[str, Callable] = {}  # by phase: each is compiled once
     kept = True  # what is saved lies at the URL too
     state, frozen = parallel.replicate(state), parallel.replicate(run.frozen)
-    batches = batches_after(run, step, run.total_steps)
+    batches = course.batches_after(run, step, run.total_steps)
     records = Records(run, step)
     try:
         records.describe(step)
@@ -91,9 +86,9 @@ def fit(
         while step < run.total_steps and not regime.stopped:
             phase = regime.phase
             if phase not in train_steps:
-                train_steps[phase] = compiled_step(run, regime)
-                # Where a phase begins, its state has been saved. Compiling can take longer than a machine waits.
+                train_steps[phase] = course.compiled_step(run, regime)
                 if checkpoints:
+                    # The phase's first state has been saved, and compiling can take longer than a machine waits.
                     checkpoints.wait()
                     preemption.nothing_to_save(kept and not checkpoints.missing())
             state, scalars = train_steps[phase](state, frozen, parallel.shard(next_batch(batches, records)))
@@ -104,23 +99,21 @@ def fit(
                 start.first_step()
             # Read once: a signal between two looks would end the run without the save that it announces.
             preempted, actions = preemption.after(step), ()
-            logs, (validates, saves) = step % config.log_every_steps == 0, due(run, regime, step)
+            logs, (validates, saves) = step % config.log_every_steps == 0, course.due(run, regime, step)
             saves = saves or preempted is not None
             if logs or saves:
                 values = {name: float(value) for name, value in parallel.unreplicate(scalars).items()}
                 records.train(step, phase, values, logs)
             if validates:
-                regime, actions = validate(run, state, frozen, regime, step, records)
+                regime, actions = course.validate(run, state, frozen, regime, step, records)
             if logs or saves:
                 records.times(step)
             start.reached(step)
-            state, regime = end_step(run, state, regime, actions, step)
+            state, regime = course.end_step(run, state, regime, actions, step)
             if saves and checkpoints:
                 with start.saving():
                     save(run, checkpoints, records, state, regime, actions)
-                    if url:
-                        checkpoints.wait()
-                        kept = remote_folder.keep_up(run.workdir, url)
+                    kept = not url or send(run, checkpoints, url)
             if regime.stopped and regimes.STOP not in actions:
                 log.info("step %d: the last phase has ended", step)
             if regimes.STOP in actions:
@@ -135,13 +128,25 @@ def fit(
             records.close()
             if checkpoints:
                 checkpoints.wait()
-    if checkpoints and (missing := checkpoints.missing()):
+    if checkpoints:
+        check_saved(checkpoints, step)
+    start.trained()
+    return True
+
+
+def check_saved(checkpoints: checkpoint.Checkpoints, step: int) -> None:
+    """Raises ValueError if the disk is full and something of a training that has ended at `step` is not saved."""
+    if missing := checkpoints.missing():
         raise ValueError(
             f"the disk is full: the training has ended at step {step}, and {missing} could not be saved: make space, "
             f"and run the same command again, which goes on {start_of_next(checkpoints)}"
         )
-    start.trained()
-    return True
+
+
+def send(run: Run, checkpoints: checkpoint.Checkpoints, url: str) -> bool:
+    """Puts the run folder with the state just saved on the object store; returns whether it lies there."""
+    checkpoints.wait()
+    return remote_folder.keep_up(run.workdir, url)
 
 
 def say_where_to_go_on(checkpoints: checkpoint.Checkpoints, step: int, preempted: str) -> None:
@@ -167,41 +172,6 @@ def start_of_next(checkpoints: checkpoint.Checkpoints) -> str:
     return "from the beginning" if saved is None else f"from step {saved}"
 
 
-def batches_after(run: Run, step: int, stop_step: int) -> Iterator[dict]:
-    """Yields the batches of the steps after `step`, up to `stop_step`."""
-    return pipeline.batches_of(
-        run.config, run.splits["train"], run.mask_files, step, stop_step, run.parallel.process, run.parallel.processes
-    )
-
-
-def due(run: Run, regime: RegimeState, step: int) -> tuple[bool, bool]:
-    """Returns whether validation and whether a checkpoint is due after `step`, which was trained in `regime`."""
-    validates, saves = run.due(step)
-    # Where a phase ends is saved: what it has come to is known from its last step on.
-    ends = regimes.tick(run.config, regime, step=step, steps_per_epoch=run.steps_per_epoch)
-    validates = validates or ends.stopped
-    return validates, saves or validates or ends.phase_start == step
-
-
-def end_step(
-    run: Run, state: TrainState, regime: RegimeState, actions: tuple[str, ...], step: int
-) -> tuple[TrainState, RegimeState]:
-    """Returns state and regime for the next step.
-
-    Args:
-        regime, actions: after the validation, if one was due: what it finds belongs to the phase that was trained.
-    """
-    if not regime.stopped:
-        regime = regimes.tick(run.config, regime, step=step, steps_per_epoch=run.steps_per_epoch)
-    return react(run.config, state, regime, actions, step), regime
-
-
-def compiled_step(run: Run, regime: RegimeState) -> Callable:
-    """Returns the step of the present phase, spread over the devices; it is compiled at its first call."""
-    kind, frozen_groups = regimes.kind(run.config, regime), regimes.frozen_groups(run.config, regime)
-    return run.parallel.train(make_train_step(run.system, kind, frozen_groups))
-
-
 def save(
     run: Run,
     checkpoints: checkpoint.Checkpoints,
@@ -220,62 +190,6 @@ def save(
     checkpoints.save(host_state, record, written)
     if regimes.SAVE_BEST in actions:
         checkpoints.save_best(int(host_state.step), generator_variables(host_state))
-
-
-def react(
-    config: ml_collections.ConfigDict, state: TrainState, regime: RegimeState, actions: tuple[str, ...], step: int
-) -> TrainState:
-    """Returns the state after what the regime decided: rates scaled, and what a new run of a phase begins with.
-
-    That is the guard's level forgotten and, if the phase has `restart`, the optimisers anew.
-    """
-    if regimes.SCALE_RATE in actions:
-        reacts, factor = regimes.reacting_groups(config, state.lr_scale), config.regime.reaction_factor
-        log.info("rate reaction: the learning rate of %s x %g", ", ".join(reacts), factor)
-        scales = {group: scale * factor if group in reacts else scale for group, scale in state.lr_scale.items()}
-        state = state.replace(lr_scale=scales)
-    if regime.phase_start != step:
-        return state
-    number, runs = regimes.run_in_phase(config, regime)
-    restarts = config.regime.phases[regime.phase].restart
-    log.info(
-        "step %d: phase %s begins%s%s", step, regime.phase,
-        f" (run {number} of {runs})" if runs > 1 else "", ", optimisers restarted" if restarts else "",
-    )  # fmt: skip
-    return state.replace(guard=guard.forget_level(state.guard), opt=restarted(state.opt) if restarts else state.opt)
-
-
-def restarted(states: dict[str, optax.OptState]) -> dict[str, optax.OptState]:
-    """Returns optimiser states as before the first update, which is zeros for every optimiser of `optim.py`."""
-    return jax.tree.map(lambda x: jnp.zeros_like(x, device=x.sharding), states)
-
-
-def validated(
-    run: Run, state: TrainState, frozen: dict, show: Iterable[int] = ()
-) -> tuple[dict[str, float], evaluate.Pictures]:
-    """Evaluates the moving averages on the validation split; returns the means, and the pictures of those to show."""
-    per_image, pictures = evaluate.evaluate(
-        run.eval_step, run.parallel, {**validated_variables(state), "frozen": frozen}, run.val_images, run.val_masks,
-        run.config.evaluation.batch_size, show,
-    )  # fmt: skip
-    return evaluate.means(per_image), pictures
-
-
-def validate(
-    run: Run, state: TrainState, frozen: dict, regime: RegimeState, step: int, records: Records
-) -> tuple[RegimeState, tuple[str, ...]]:
-    """Evaluates the moving averages on the validation split, writes its row and samples, and advances the regime."""
-    config, epoch = run.config, run.epochs_done(step)
-    shows = epoch <= 1 or epoch % config.sample_every_epochs == 0 or step == run.total_steps
-    values, pictures = validated(run, state, frozen, range(config.evaluation.samples) if shows else ())
-    records.metrics(step, "val", regime.phase, values)
-    records.monitor.epoch_line(step, step / run.steps_per_epoch, config.epochs, values, records.health_line())
-    if pictures:
-        records.monitor.samples(step, [pictures[i] for i in sorted(pictures)])
-    advanced, actions = regimes.advance(config, regime, step=step, epoch=epoch, values=values)
-    if advanced.phase_index != regime.phase_index:
-        log.info("step %d: phase %s ends, no better value for %d epochs", step, regime.phase, config.patience)
-    return advanced, actions
 
 
 def run_training(

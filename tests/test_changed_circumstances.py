@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from configs import unet_cosine
-from inpaint_jax import checkpoint, image_files, mask_sets, run, run_folder, train
+from inpaint_jax import checkpoint, course, image_files, mask_sets, run, run_folder, train
 from inpaint_jax.parallel import make_parallel
 from inpaint_jax.state import TrainState
 
@@ -70,10 +70,10 @@ def go_on(own: run.Run, folder: Path, programs: dict[int, Callable]) -> Went:
     state, regime = run.begin(own, checkpoints, False)
     step = int(state.step)
     if parallel.count not in programs:
-        programs[parallel.count] = train.compiled_step(own, regime)
+        programs[parallel.count] = course.compiled_step(own, regime)
     state, frozen, slots, losses = parallel.replicate(state), parallel.replicate({}), [], []
     begun = jax.device_get(parallel.unreplicate(state))
-    for batch in train.batches_after(own, step, step + STEPS):
+    for batch in course.batches_after(own, step, step + STEPS):
         slots.append(batch["slot"])
         state, scalars = programs[parallel.count](state, frozen, parallel.shard(batch))
         values = parallel.unreplicate(scalars)

@@ -7,9 +7,9 @@ from PIL import Image
 from configs import unet_cosine
 from inpaint_jax import data, evaluate, models
 from inpaint_jax.data.source import ImageSource
+from inpaint_jax.eval_step import make_eval_step
 from inpaint_jax.parallel import make_parallel
 from inpaint_jax.state import initial_variables
-from inpaint_jax.step import make_eval_step
 
 
 def test_figures_of_a_sound_generator_and_of_one_with_weights_that_are_not_numbers(tiny_config):

@@ -9,7 +9,7 @@ import pytest
 
 from configs import common, unet_cosine
 from inpaint_jax import config as config_module
-from inpaint_jax import optim, run, step, train
+from inpaint_jax import course, optim, run, step, train
 from inpaint_jax.parallel import make_parallel
 from inpaint_jax.regimes import SCALE_RATE
 from inpaint_jax.state import RegimeState
@@ -151,7 +151,7 @@ def test_a_kill_between_validation_and_what_it_brings_changes_nothing(
     check_two_by_two(whole, "generator", 0.5)
     # Before the reaction and the next run; after them, before they are saved; after the state, before the best.
     for number, (module, name) in enumerate(
-        [(train, "react"), (train, "save"), (train.checkpoint.Checkpoints, "save")]
+        [(course, "react"), (train, "save"), (train.checkpoint.Checkpoints, "save")]
     ):
         for at in (2, 8, 12):
             workdir, reached = tmp_path / f"killed{number}_{at}", getattr(module, name)
@@ -182,7 +182,7 @@ def test_every_optimiser_begins_at_zeros_which_is_what_a_restart_sets(tiny_confi
         optimizer = optim.make_optimizer(settings, "generator/rest", 10)
         first = optimizer.init(params)
         _, later = optimizer.update(params, first, params, lr_scale=jax.numpy.float32(1.0))
-        anew = train.restarted({"generator/rest": later})["generator/rest"]
+        anew = course.restarted({"generator/rest": later})["generator/rest"]
         assert optim.update_count(later) == 1
         assert jax.tree.structure(anew) == jax.tree.structure(first)
         jax.tree.map(np.testing.assert_array_equal, anew, first)
@@ -199,7 +199,7 @@ def test_a_reaction_and_a_restart_change_rates_and_optimisers_alone(config, make
     begins = RegimeState("unfrozen", phase_index=3, phase_start=8, reactions=1)
     with caplog.at_level(logging.INFO, "inpaint_jax"):
         logging.getLogger("inpaint_jax").addHandler(caplog.handler)
-        after = train.react(config, spread, begins, (SCALE_RATE,), 8)
+        after = course.react(config, spread, begins, (SCALE_RATE,), 8)
         logging.getLogger("inpaint_jax").removeHandler(caplog.handler)
     assert "step 8: phase unfrozen begins (run 2 of 2), optimisers restarted" in caplog.messages
     jax.tree.map(lambda a, b: np.testing.assert_equal(a.sharding, b.sharding), after, spread)
@@ -210,9 +210,9 @@ def test_a_reaction_and_a_restart_change_rates_and_optimisers_alone(config, make
     kept = here.replace(opt=state.opt, lr_scale=state.lr_scale)
     jax.tree.map(np.testing.assert_array_equal, kept, state)
     # Within a run, also just after its first step has been taken up again, and without `restart`, nothing begins.
-    assert train.react(config, spread, begins, (), 9) is spread
+    assert course.react(config, spread, begins, (), 9) is spread
     config.regime.phases.unfrozen.restart = False
-    assert train.react(config, spread, begins, (), 8).opt is spread.opt
+    assert course.react(config, spread, begins, (), 8).opt is spread.opt
 
 
 @pytest.mark.parametrize("form", ["pmap", "shard_map"])
@@ -225,7 +225,7 @@ def test_restarted_optimisers_can_be_trained_on_all_devices(config, make_state, 
     nothing, batch = parallel.replicate({}), parallel.shard({"slot": np.arange(4)})
     states = parallel.replicate(ones)
     for _ in range(2):
-        states, _ = counts_up(train.restarted(states), nothing, batch)
+        states, _ = counts_up(course.restarted(states), nothing, batch)
         jax.tree.map(np.testing.assert_array_equal, jax.device_get(parallel.unreplicate(states)), ones)
 
 

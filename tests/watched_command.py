@@ -83,7 +83,7 @@ def watch(board: Board, signals: dict[tuple[str, int], list[int]]) -> None:
     from orbax.checkpoint._src.path.atomicity import AtomicRenameTemporaryPath
     from orbax.checkpoint._src.path.deleter import StandardCheckpointDeleter
 
-    from inpaint_jax import records, train
+    from inpaint_jax import course, records, train
     from inpaint_jax import run as run_module
 
     def wrap(owner: object, name: str, place: str) -> None:
@@ -97,13 +97,13 @@ def watch(board: Board, signals: dict[tuple[str, int], list[int]]) -> None:
 
     wrap(train, "assemble", "data")
     wrap(train, "next_batch", "wait")
-    wrap(train, "validate", "evaluate")
+    wrap(course, "validate", "evaluate")
     wrap(train, "save", "save")
     wrap(train, "finish", "test")
     wrap(records.Records, "train", "row")
     wrap(CheckpointManager, "_finalize", "write")
     wrap(StandardCheckpointDeleter, "delete", "delete")
-    begin, compiled_step, finalize = run_module.begin, train.compiled_step, AtomicRenameTemporaryPath.finalize
+    begin, compiled_step, finalize = run_module.begin, course.compiled_step, AtomicRenameTemporaryPath.finalize
 
     def watched_begin(run, checkpoints, *arguments):
         if checkpoints.latest_step() is None:
@@ -124,7 +124,7 @@ def watch(board: Board, signals: dict[tuple[str, int], list[int]]) -> None:
         with board.at("commit", signals):
             return await finalize(path)
 
-    run_module.begin, train.compiled_step = watched_begin, watched_compiled_step
+    run_module.begin, course.compiled_step = watched_begin, watched_compiled_step
     AtomicRenameTemporaryPath.finalize = watched_finalize
 
 
