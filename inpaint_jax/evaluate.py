@@ -78,7 +78,7 @@ def evaluate(
     """Fills every image and returns its metrics, and the pictures of those to show.
 
     Args:
-        eval_step: `parallel.evaluate(eval_step.make_eval_step(config))`.
+        eval_step: `parallel.evaluate(make_eval_step(config))`.
         variables: the generator's, replicated.
         masks: uint8 (N, H, W, 1); the first N images are taken.
         batch: examples at a time over all devices; rounded up to a multiple of their number.

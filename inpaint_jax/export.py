@@ -25,6 +25,7 @@ import ml_collections
 import numpy as np
 
 from inpaint_jax import inference, task, weights
+from inpaint_jax.models import convolutions
 
 INPUTS, OUTPUT = ("image", "mask"), "completed"
 ARRAYS = ("safetensors", "h5")  # the formats that are no graphs
@@ -185,7 +186,13 @@ def _shapes(generator: Generator) -> list[jax.ShapeDtypeStruct]:
 def _graph(generator: Generator) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """Returns the function of picture and mask alone: the variables are constants in it."""
     complete = completing(generator.config)
-    return lambda image, mask: complete(generator.variables, image, mask)
+
+    def graph(image: jax.Array, mask: jax.Array) -> jax.Array:
+        # Not this machine's formulations: of convolutions, other runtimes make the best of theirs.
+        with convolutions.portable():
+            return complete(generator.variables, image, mask)
+
+    return graph
 
 
 def _write_stablehlo(path: Path, generator: Generator) -> None:

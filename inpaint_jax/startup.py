@@ -89,7 +89,7 @@ def start(config: ml_collections.ConfigDict, workdir: Path, begun: float) -> dic
     import jax
 
     passed("import_jax_s")
-    from inpaint_jax import course, records, run, stopwatch
+    from inpaint_jax import course, records, run, stopwatch, train  # noqa: F401, the command imports it as well
 
     passed("import_rest_s")
     workdir.mkdir(parents=True)

@@ -62,11 +62,6 @@ LONG_FILES = (
 )
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """Returns one process more than there are cores: tests that kill and start commands leave theirs idle for long."""
-    return (os.cpu_count() or 1) + 1
-
-
 def pytest_configure(config: pytest.Config) -> None:
     """Lets files be given to processes in their order; pytest-xdist would give those with the most tests first."""
     config.option.loadscopereorder = False

@@ -106,6 +106,8 @@ def test_stablehlo_fills_as_the_model_does(model, filled, tmp_path, name):
     assert difference <= 1e-4
     read = jax.export.deserialize(bytearray(content))
     assert set(read.platforms) == {"cpu", "cuda", "tpu"}
+    kernels = [leaf for leaf in jax.tree.leaves(weights.load_generator(model(name))[1]["params"]) if leaf.ndim == 4]
+    assert read.mlir_module().count("stablehlo.convolution") >= len(kernels), "a formulation of this machine alone"
     assert_fills_as(read.call, *filled(name))
 
 

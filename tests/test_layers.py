@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from inpaint_jax.models import convolutions, layers
+from inpaint_jax.models import convolutions, layers, strips, winograd
 from inpaint_jax.models.convolutions import convolution, transposed_convolution
 
 # Largest error, as a share of the largest value of the tensor compared.
@@ -145,6 +145,29 @@ def test_winograd_equals_native(shape, features):
     expected = values_and_gradients(lambda x, k: reference_convolution(x, k, 1, 1), x, kernel)
     for ours, theirs in zip(actual, expected, strict=True):
         assert ours.shape == theirs.shape
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize(
+    ("shape", "sizes"),
+    [
+        ((6, 4, 4, 2), (2, 4)),  # strips of two maps
+        ((5, 4, 4, 2), (1, 4)),  # five is no multiple of two: strips of one map
+        ((13, 2, 4, 2), (13, 2)),  # no divisor near four: one strip
+        ((3, 12, 8, 2), (1, 4)),  # three strips of each map
+        ((2, 14, 8, 2), (1, 2)),  # seven strips of each map
+        ((2, 4, 64, 2), (1, 2)),  # rows that are longer than a strip
+    ],
+)
+def test_strips_of_any_shape_make_the_whole(monkeypatch, shape, sizes):
+    monkeypatch.setattr(strips, "POSITIONS", 32)
+    monkeypatch.setattr(winograd, "CHANNELS", 1)
+    x, kernel = draw(11, shape, jnp.float32), draw(12, (3, 3, shape[3], 3), jnp.float32)
+    assert strips._sizes(x, winograd.TILE[0]) == sizes
+    expected = values_and_gradients(lambda x, k: reference_convolution(x, k, 1, 1), x, kernel)
+    # As in a step with `config.remat`.
+    again = jax.checkpoint(lambda x, k: convolution(x, k, 1, 1, formulation="winograd"))
+    for ours, theirs in zip(values_and_gradients(again, x, kernel), expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
 
 

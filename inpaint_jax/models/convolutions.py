@@ -15,7 +15,10 @@ rearranges them inside its call, so checkpoints do not depend on it. The formula
 ``auto`` takes the one that :func:`choose_convolution` or :func:`choose_transposed` names.
 """
 
+import contextlib
+import contextvars
 import math
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +44,24 @@ _NEEDS = {
 _DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
 
 
+_portable = contextvars.ContextVar("portable", default=False)
+
+
+@contextlib.contextmanager
+def portable() -> Iterator[None]:
+    """Have what is traced within take the formulations of GPUs and TPUs, for a program that runs anywhere."""
+    token = _portable.set(True)
+    try:
+        yield
+    finally:
+        _portable.reset(token)
+
+
+def on_cpu() -> bool:
+    """Return whether formulations are chosen for CPUs."""
+    return jax.default_backend() == "cpu" and not _portable.get()
+
+
 def halves(kernel_size: int, stride: int, padding: int, dilation: int, height: int, width: int) -> bool:
     """Return whether a convolution is the 4x4 stride-2 one that halves an even-sized image exactly."""
     return (kernel_size, stride, padding, dilation) == (4, 2, 1, 1) and height % 2 == 0 and width % 2 == 0
@@ -63,7 +84,7 @@ def choose_convolution(x: jax.Array, kernel: jax.Array, stride: int, padding: in
     """Return the formulation in which a convolution trains fastest on the current backend; see :func:`convolution`."""
     kernel_size, (batch, height, width, _) = len(kernel), x.shape
     geometry = (kernel_size, stride, padding, dilation, height, width)
-    if jax.default_backend() == "cpu":
+    if on_cpu():
         reach = dilation * (kernel_size - 1) + 1
         positions = ((height + 2 * padding - reach) // stride + 1) * ((width + 2 * padding - reach) // stride + 1)
         light = not _kernel_outweighs(kernel, batch * positions)
@@ -76,7 +97,7 @@ def choose_convolution(x: jax.Array, kernel: jax.Array, stride: int, padding: in
 
 def choose_transposed(x: jax.Array, kernel: jax.Array) -> str:
     """Return the formulation in which the 4x4 stride-2 transposed convolution trains fastest on the current backend."""
-    if jax.default_backend() == "cpu":
+    if on_cpu():
         if _kernel_outweighs(kernel, math.prod(x.shape[:3])):
             return "matrix"
         if doubles_by_winograd(x) and _wide(kernel, 2):

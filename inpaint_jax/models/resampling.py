@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from inpaint_jax.models.convolutions import convolution
+from inpaint_jax.models.convolutions import convolution, on_cpu
 from inpaint_jax.models.layers import Initializer, add_bias
 
 
@@ -102,7 +102,7 @@ class DoublingConv(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (3, 3, channels + beside.shape[-1], self.features), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         kernel = kernel.astype(self.dtype)
-        apart = jax.default_backend() == "cpu" if self.apart is None else self.apart
+        apart = on_cpu() if self.apart is None else self.apart
         if not apart:
             both = jnp.concatenate([double_bilinear(small, self.corners_aligned), beside], axis=-1)
             return add_bias(convolution(both, kernel, padding=1), bias)

@@ -2,7 +2,8 @@
 
 Formulations that combine inputs, multiply the combinations and combine the products move several times what the plain
 convolution reads and writes. XLA runs what does not depend on each other side by side, and so would make all
-combinations of all maps before it multiplies: a loop over strips keeps it from that.
+combinations of all maps before it multiplies: a loop over strips keeps it from that. In the loop stand products of
+matrices alone; XLA:CPU has no fast path for convolutions there.
 """
 
 from collections.abc import Callable
@@ -10,38 +11,44 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 Tree = Any
-Cut = Callable[[jax.Array], jax.Array]
-POSITIONS = 8_192  # of a strip, at most, if the lowest one has no more (measured on XLA:CPU)
+# About so many positions make a strip (measured on XLA:CPU: half as many are as good, all of a large batch are not).
+POSITIONS = 8_192
 
 
-def _largest_divisor(number: int, limit: int) -> int:
-    return next(divisor for divisor in range(max(1, min(number, limit)), 0, -1) if number % divisor == 0)
+def _nearest_divisor(number: int, wanted: int) -> int:
+    """Returns the divisor that is nearest in ratio: strips that are far too small cost more than large ones."""
+    divisors = [divisor for divisor in range(1, number + 1) if number % divisor == 0]
+    return min(divisors, key=lambda divisor: max(divisor / max(1, wanted), max(1, wanted) / divisor))
 
 
 def _sizes(x: jax.Array, multiple: int) -> tuple[int, int]:
-    """Returns how many maps make a strip, and how many rows of each: several whole maps, or a part of one."""
+    """Returns how many maps make a strip, and how many rows of each: some whole maps, or a part of one."""
     batch, height, width = x.shape[:3]
     if height * width <= POSITIONS:
-        return _largest_divisor(batch, POSITIONS // (height * width)), height
-    return 1, multiple * _largest_divisor(height // multiple, POSITIONS // (multiple * width))
+        return _nearest_divisor(batch, POSITIONS // (height * width)), height
+    return 1, multiple * _nearest_divisor(height // multiple, POSITIONS // (multiple * width))
 
 
-def _cutter(x: jax.Array, maps: int, rows: int, border: int) -> Cut:
-    """Returns a function of a strip's number that cuts it out, `border` rows of what lies around it included."""
-    across = x.shape[1] // rows
+def _starts(x: jax.Array, maps: int, rows: int) -> jax.Array:
+    """Returns the first map and the first row of each strip, int32 (strips, 2)."""
+    # As a table: runtimes of exported programs do not all divide within a loop.
+    places = np.mgrid[0 : x.shape[0] : maps, 0 : x.shape[1] : rows]
+    return jnp.asarray(places.reshape(2, -1).T, jnp.int32)
+
+
+def _cutter(x: jax.Array, maps: int, rows: int, border: int) -> Callable[[jax.Array], jax.Array]:
+    """Returns a function of a strip's start that cuts it out, with `border` rows of what lies above and below."""
     widths = ((0, 0), (border, border), (0, 0), (0, 0))
-    if across == 1:
-        return lambda number: jnp.pad(lax.dynamic_slice_in_dim(x, number * maps, maps), widths)
+    if rows == x.shape[1]:
+        size = (maps, *x.shape[1:])
+        return lambda start: jnp.pad(lax.dynamic_slice(x, (start[0], 0, 0, 0), size), widths)
     padded = jnp.pad(x, widths)  # here, because only the first and the last strip of a map have zeros at a side
-
-    def cut(number: jax.Array) -> jax.Array:
-        start = (number // across, number % across * rows, 0, 0)
-        return lax.dynamic_slice(padded, start, (1, rows + 2 * border, *x.shape[2:]))
-
-    return cut
+    size = (maps, rows + 2 * border, *x.shape[2:])
+    return lambda start: lax.dynamic_slice(padded, (start[0], start[1], 0, 0), size)
 
 
 def mapped(function: Callable[[jax.Array], jax.Array], x: jax.Array, multiple: int) -> jax.Array:
@@ -56,11 +63,10 @@ def mapped(function: Callable[[jax.Array], jax.Array], x: jax.Array, multiple: i
         (B, H, W', F).
     """
     maps, rows = _sizes(x, multiple)
-    count = x.shape[0] * x.shape[1] // (maps * rows)
+    if (maps, rows) == x.shape[:2]:
+        return function(jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0))))
     cut = _cutter(x, maps, rows, border=1)
-    if count == 1:
-        return function(cut(0))
-    y = lax.map(lambda number: function(cut(number)), jnp.arange(count))
+    y = lax.map(lambda start: function(cut(start)), _starts(x, maps, rows))
     return y.reshape(*x.shape[:2], *y.shape[3:])
 
 
@@ -68,18 +74,23 @@ def summed(function: Callable[[jax.Array, jax.Array], Tree], x: jax.Array, y: ja
     """Returns function(x with a row of zeros above and below, y), computed strip by strip.
 
     Args:
-        function: (b, h + 2, W, C), (b, h, W, F) -> arrays that are sums over all b and h, multiples of `multiple`.
+        function: (b, h + 2, W, C), (b, h, W, F) -> a tree of arrays, each a sum over maps and rows, for any b and any
+            multiple h of `multiple`.
         x: (B, H, W, C), H a multiple of `multiple`.
         y: (B, H, W, F).
+
+    Returns:
+        The tree.
     """
     maps, rows = _sizes(x, multiple)
-    count = x.shape[0] * x.shape[1] // (maps * rows)
+    if (maps, rows) == x.shape[:2]:
+        return function(jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0))), y)
     cut_x, cut_y = _cutter(x, maps, rows, border=1), _cutter(y, maps, rows, border=0)
 
-    def term(number: jax.Array) -> Tree:
-        return function(cut_x(number), cut_y(number))
+    def add(total: Tree, start: jax.Array) -> tuple[Tree, None]:
+        return jax.tree.map(jnp.add, total, function(cut_x(start), cut_y(start))), None
 
-    if count == 1:
-        return term(0)
-    zeros = jax.tree.map(lambda part: jnp.zeros(part.shape, part.dtype), jax.eval_shape(term, 0))
-    return lax.fori_loop(0, count, lambda number, total: jax.tree.map(jnp.add, total, term(number)), zeros)
+    starts = _starts(x, maps, rows)
+    shapes = jax.eval_shape(lambda: function(cut_x(starts[0]), cut_y(starts[0])))
+    zeros = jax.tree.map(lambda part: jnp.zeros(part.shape, part.dtype), shapes)
+    return lax.scan(add, zeros, starts)[0]

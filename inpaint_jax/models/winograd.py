@@ -59,7 +59,7 @@ def _combinations(weights: np.ndarray, parts: Parts) -> Parts:
 
 
 def _of_inputs(x: jax.Array, axis: int, outputs: int) -> Parts:
-    """Returns combinations of inputs, one row or column of zeros at both ends included."""
+    """Returns combinations of inputs, with one more row or column at both ends."""
     last = x.shape[axis] - 2 - outputs + 1
     places = range(outputs + 2)
     return _combinations(
@@ -80,12 +80,10 @@ def interleave(parts: Parts, axis: int) -> jax.Array:
     return jnp.stack(parts, axis + 1).reshape(shape)
 
 
-def _inputs(padded: jax.Array) -> list[Parts]:
+def _inputs(x: jax.Array) -> list[Parts]:
+    """Returns combinations of rows (B, H + 2, W, C) with a column of zeros on either side, by rows and columns."""
+    padded = jnp.pad(x, ((0, 0), (0, 0), (1, 1), (0, 0)))
     return [_of_inputs(rows, 2, TILE[1]) for rows in _of_inputs(padded, 1, TILE[0])]
-
-
-def _pad_columns(x: jax.Array) -> jax.Array:
-    return jnp.pad(x, ((0, 0), (0, 0), (1, 1), (0, 0)))
 
 
 def product(x: jax.Array, y: jax.Array, x_axis: int, y_axis: int) -> jax.Array:
@@ -102,7 +100,7 @@ def _map(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
     def of_strip(strip: jax.Array) -> jax.Array:
         rows = []
-        for matrices, kernels in zip(_inputs(_pad_columns(strip)), taps, strict=True):
+        for matrices, kernels in zip(_inputs(strip), taps, strict=True):
             products = [product(matrix, weights, 3, 0) for matrix, weights in zip(matrices, kernels, strict=True)]
             rows.append(interleave(_combinations(_OF_PRODUCTS[TILE[1]], products), 2))
         return interleave(_combinations(_OF_PRODUCTS[TILE[0]], rows), 1)
@@ -113,15 +111,14 @@ def _map(x: jax.Array, kernel: jax.Array) -> jax.Array:
 def _kernel_gradient(x: jax.Array, y: jax.Array) -> jax.Array:
     """Returns the gradient (3, 3, C, F) of the kernel at x (B, H, W, C) for that of the outputs, y (B, H, W, F)."""
 
-    def of_strip(x: jax.Array, y: jax.Array) -> list[Parts]:
-        pairs = zip(_inputs(_pad_columns(x)), _of_outputs(y, 1, TILE[0]), strict=True)
+    def of_strip(strip: jax.Array, gradients: jax.Array) -> list[Parts]:
         # As flat matrices: with several axes to sum over, XLA would first transpose one of them in memory.
         return [
             [
                 product(a.reshape(-1, a.shape[3]), b.reshape(-1, b.shape[3]), 0, 0)
-                for a, b in zip(matrices, _of_outputs(gradients, 2, TILE[1]), strict=True)
+                for a, b in zip(matrices, _of_outputs(rows, 2, TILE[1]), strict=True)
             ]
-            for matrices, gradients in pairs
+            for matrices, rows in zip(_inputs(strip), _of_outputs(gradients, 1, TILE[0]), strict=True)
         ]
 
     products = strips.summed(of_strip, x, y, TILE[0])
