@@ -88,7 +88,7 @@ def _inputs(x: jax.Array) -> list[Parts]:
 
 def product(x: jax.Array, y: jax.Array, x_axis: int, y_axis: int) -> jax.Array:
     """Returns the sums of products along one axis of each, as `jax.lax.dot_general` has them, of combinations."""
-    # The combinations would lose digits in the bfloat16 of TPUs, where an exported program may run.
+    # The combinations would lose digits in the bfloat16 that TPUs take by default, where someone names this form there.
     return lax.dot_general(x, y, (((x_axis,), (y_axis,)), ((), ())), precision=lax.Precision.HIGHEST)
 
 
