@@ -35,18 +35,20 @@ def _sizes(x: jax.Array, multiple: int) -> tuple[int, int]:
 
 def _starts(x: jax.Array, maps: int, rows: int) -> jax.Array:
     """Returns the first map and the first row of each strip, int32 (strips, 2)."""
-    # As a table: runtimes of exported programs do not all divide within a loop.
     places = np.mgrid[0 : x.shape[0] : maps, 0 : x.shape[1] : rows]
     return jnp.asarray(places.reshape(2, -1).T, jnp.int32)
 
 
+def _bordered(x: jax.Array, rows: int) -> jax.Array:
+    return jnp.pad(x, ((0, 0), (rows, rows), (0, 0), (0, 0)))
+
+
 def _cutter(x: jax.Array, maps: int, rows: int, border: int) -> Callable[[jax.Array], jax.Array]:
     """Returns a function of a strip's start that cuts it out, with `border` rows of what lies above and below."""
-    widths = ((0, 0), (border, border), (0, 0), (0, 0))
     if rows == x.shape[1]:
         size = (maps, *x.shape[1:])
-        return lambda start: jnp.pad(lax.dynamic_slice(x, (start[0], 0, 0, 0), size), widths)
-    padded = jnp.pad(x, widths)  # here, because only the first and the last strip of a map have zeros at a side
+        return lambda start: _bordered(lax.dynamic_slice(x, (start[0], 0, 0, 0), size), border)
+    padded = _bordered(x, border)  # here, because only the first and the last strip of a map have zeros at a side
     size = (maps, rows + 2 * border, *x.shape[2:])
     return lambda start: lax.dynamic_slice(padded, (start[0], start[1], 0, 0), size)
 
@@ -64,7 +66,7 @@ def mapped(function: Callable[[jax.Array], jax.Array], x: jax.Array, multiple: i
     """
     maps, rows = _sizes(x, multiple)
     if (maps, rows) == x.shape[:2]:
-        return function(jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0))))
+        return function(_bordered(x, 1))
     cut = _cutter(x, maps, rows, border=1)
     y = lax.map(lambda start: function(cut(start)), _starts(x, maps, rows))
     return y.reshape(*x.shape[:2], *y.shape[3:])
@@ -84,7 +86,7 @@ def summed(function: Callable[[jax.Array, jax.Array], Tree], x: jax.Array, y: ja
     """
     maps, rows = _sizes(x, multiple)
     if (maps, rows) == x.shape[:2]:
-        return function(jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0))), y)
+        return function(_bordered(x, 1), y)
     cut_x, cut_y = _cutter(x, maps, rows, border=1), _cutter(y, maps, rows, border=0)
 
     def add(total: Tree, start: jax.Array) -> tuple[Tree, None]:
